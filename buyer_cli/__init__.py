@@ -1,0 +1,1 @@
+"""VOICE: asks and looks."""

@@ -1,0 +1,1 @@
+"""WHAT HAPPENED: facts, their wire form, signatures, and the log they travel on."""

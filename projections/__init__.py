@@ -1,0 +1,1 @@
+"""WHAT IS TRUE NOW: pure folds of events."""

@@ -1,0 +1,1 @@
+"""HANDS: runs jobs on the GPU owner's machine."""

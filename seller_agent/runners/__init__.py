@@ -1,0 +1,1 @@
+"""The ways of running one job: in a container, as a process."""

@@ -1,0 +1,1 @@
+"""The read-only window: folds the ledger and answers questions about it."""

@@ -1,0 +1,1 @@
+"""The one writer: admits, expires, matches and accounts, one page a turn."""
