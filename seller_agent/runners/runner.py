@@ -116,6 +116,12 @@ class Runner(Protocol):
 
     name: str
 
+    def job_path(self, spec: RunSpec) -> str:
+        """The working directory with the inputs as the job sees it: `/job` in a container, `folder/job` for a process."""
+
+    def out_path(self, spec: RunSpec) -> str:
+        """Where the job writes its results, as the job sees it (`BAZAAR_OUT`); on the host that is always `folder/out`."""
+
     async def prepare(self, spec: RunSpec, progress: Progress) -> None:
         """Do all that costs nothing to undo (pull, create). Raises RunnerError."""
 
