@@ -1,0 +1,280 @@
+"""Questions and answers beside the log: what travels on `rpc.*`, `live.*` and `output.*`. None of it is a fact.
+
+All of it is msgpack of these structs. Readers ignore fields they do not know. `verb`s are documented in `docs/architecture.md`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from events.codec import HOSTILE_DECODE_ERRORS, Malformed
+from events.jobs import JobSubmitted
+from events.market import Policy
+from events.reasons import Refusal
+from events.values import Attempt, Bytes, JobId, Mib, NodeId, Seq, Sha256
+
+T = TypeVar("T")
+
+
+def encode(value: Any) -> bytes:
+    """The bytes of a question or an answer."""
+    return msgspec.msgpack.encode(value)
+
+
+_decoders: dict[Any, msgspec.msgpack.Decoder[Any]] = {}
+
+
+def decode(data: bytes, shape: type[T]) -> T:
+    """A question or an answer of this shape. Raises Malformed, whatever the bytes are."""
+    decoder = _decoders.get(shape)
+    if decoder is None:
+        decoder = _decoders[shape] = msgspec.msgpack.Decoder(shape)
+    try:
+        return decoder.decode(data)  # type: ignore[no-any-return]
+    except HOSTILE_DECODE_ERRORS as error:
+        raise Malformed(str(error)[:200]) from None
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A refused question: `code` is a refusal of `events/reasons.py`."""
+
+    code: str
+    detail: str = ""
+
+
+class Hello(msgspec.Struct, frozen=True, kw_only=True):
+    """`rpc.hello`: what a stranger needs to make a delegation. No question."""
+
+    market_id: str
+    name: str
+    matcher_key: str
+    time_ms: int
+    seq: int
+    page_hash: bytes
+    version: str
+
+
+class Outcome(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """How one numbered event ended: at `seq` in the ledger, or refused for `reason`."""
+
+    number: int
+    hash: bytes
+    seq: int = 0
+    reason: Refusal | None = None
+    expected: int = 0
+    """With `out_of_sequence`: the number that the market waits for."""
+    detail: str = ""
+
+
+class LiveEvent(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One event that concerns the receiver: its place, who sent it, its own bytes; with a match for a seller, what to run."""
+
+    seq: int
+    sender: str
+    body: msgspec.Raw
+    order: JobSubmitted | None = None
+    buyer: str = ""
+
+
+class LiveFrame(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What one page means for one wallet. `prev` is the last sequence that concerned it before: a gap becomes visible."""
+
+    page_hash: bytes
+    time_ms: int
+    last_seq: int
+    """Of the page."""
+    prev: int
+    events: tuple[LiveEvent, ...] = ()
+    key: bytes = b""
+    """Whose outcomes follow; a frame carries those of one key."""
+    outcomes: tuple[Outcome, ...] = ()
+
+
+class Tick(msgspec.Struct, frozen=True, kw_only=True):
+    """On `live.market.tick` every 5 s: where the ledger stands."""
+
+    seq: int
+    page_hash: bytes
+    time_ms: int
+
+
+class SyncRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """`rpc.sync`: where do I stand? `key`: whose numbers; `job_ids`: jobs to be told of besides my unfinished ones."""
+
+    key: Annotated[bytes, Meta(max_length=32)] = b""
+    job_ids: Annotated[tuple[JobId, ...], Meta(max_length=100)] = ()
+    node_id: NodeId | None = None
+
+
+class SyncJob(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A job as the fold has it now, as far as its buyer or its present node needs it."""
+
+    job_id: JobId
+    state: str
+    reason: str | None = None
+    attempt: int = 0
+    epoch: int = 0
+    node_id: str | None = None
+    node_wallet: str | None = None
+    cards: tuple[str, ...] = ()
+    price_uusd_per_gpu_hour: int = 0
+    timeout_s: int = 0
+    output_token: str = ""
+    exit_code: int | None = None
+    charged_uusd: int | None = None
+    updated_seq: int = 0
+    buyer: str = ""
+    closing: bool = False
+    """The buyer asked for the session to be closed."""
+    order: JobSubmitted | None = None
+    """For the node only: what to run."""
+
+
+class SyncNode(msgspec.Struct, frozen=True, kw_only=True):
+    """A node as the fold has it now, for its owner: every allocation that holds cards."""
+
+    node_id: str
+    state: str
+    price_uusd_per_gpu_hour: int
+    jobs: tuple[SyncJob, ...]
+    """Of its allocations, also of jobs that have ended but whose cards are not released."""
+
+
+class SyncAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The answer to `rpc.sync`, from the fold at `as_of_seq`."""
+
+    as_of_seq: int
+    page_hash: bytes
+    time_ms: int
+    live_token: str
+    prev: int
+    """The last sequence that concerned this wallet."""
+    key_known: bool = False
+    key_last_number: int = 0
+    outcomes: tuple[Outcome, ...] = ()
+    """Of the key's last 256 numbers."""
+    jobs: tuple[SyncJob, ...] = ()
+    node: SyncNode | None = None
+    policy: Policy = Policy()
+    secret_key: bytes = b""
+    """The market's key for sealing secrets (ed25519 public)."""
+
+
+class BeatLease(msgspec.Struct, frozen=True, array_like=True):
+    """One allocation that the node still holds, with what is going on."""
+
+    job_id: JobId
+    attempt: Attempt
+    epoch: Seq
+    phase: Annotated[str, Meta(max_length=40)] = ""
+    ran_ms: int = 0
+    gpu_percent: int = -1
+    memory_mib: int = 0
+
+
+class BeatCard(msgspec.Struct, frozen=True, array_like=True):
+    """Live readings of one card; -1: unknown."""
+
+    uuid: Annotated[str, Meta(max_length=64)]
+    healthy: bool = True
+    gpu_percent: int = -1
+    memory_used_mib: Mib = 0
+    temperature_c: int = -1
+    power_w: int = -1
+
+
+class Beat(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """`rpc.beat`, every 5 s from each node."""
+
+    node_id: NodeId
+    boot: Annotated[str, Meta(max_length=64)]
+    """Changes when the agent process or the machine restarts: two agents with one node id are told apart."""
+    leases: Annotated[tuple[BeatLease, ...], Meta(max_length=512)] = ()
+    cards: Annotated[tuple[BeatCard, ...], Meta(max_length=64)] = ()
+    version: Annotated[str, Meta(max_length=32)] = ""
+
+
+class BeatAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The answer renews exactly the epochs that it names; `gone` are epochs that the ledger no longer knows on this node."""
+
+    time_ms: int
+    seq: int
+    page_hash: bytes
+    prev: int
+    renewed: tuple[int, ...] = ()
+    gone: tuple[int, ...] = ()
+    offered: bool = False
+    """Whether the node's offer stands; `False` after NodeLost: reconcile, then offer again."""
+    other_boot: str = ""
+    """Another agent answers for this node id since; this one must refuse to go on."""
+
+
+class BeatView(msgspec.Struct, frozen=True, kw_only=True):
+    """What the matcher passes on of a beat, on `live.beats` inside MARKET, for the read model: telemetry, never truth."""
+
+    beat: Beat
+    wallet: str
+    time_ms: int
+
+
+class FilesRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """`rpc.files`. `op`: `have` (hashes -> which are missing), `put` (one chunk), `get` (one chunk), `output` (recorded output)."""
+
+    op: Annotated[str, Meta(pattern=r"\A(have|put|get|output)\Z", max_length=8)]
+    hashes: Annotated[tuple[Sha256, ...], Meta(max_length=1000)] = ()
+    sizes: Annotated[tuple[Bytes, ...], Meta(max_length=1000)] = ()
+    sha256: Sha256 | None = None
+    size: Bytes = 0
+    """Of the whole file."""
+    offset: Bytes = 0
+    data: Annotated[bytes, Meta(max_length=128 * 1024)] = b""
+    job_id: JobId | None = None
+    """The job on whose behalf a file is read or a result is written."""
+    attempt: Attempt | None = None
+    cursor: Seq = 0
+
+
+class FilesAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The answer to `rpc.files`."""
+
+    failure: Failure | None = None
+    missing: tuple[str, ...] = ()
+    next_offset: int = 0
+    stored: bool = False
+    size: int = 0
+    data: bytes = b""
+    chunks: tuple[OutputChunk, ...] = ()
+    cursor: int = 0
+    """Ask again from here."""
+    stdout_bytes: int = 0
+    stderr_bytes: int = 0
+    attempt: int = 0
+
+
+class OutputChunk(msgspec.Struct, frozen=True, array_like=True):
+    """A piece of a job's output, at its place in its channel (1 stdout, 2 stderr)."""
+
+    channel: Annotated[int, Meta(ge=1, le=2)]
+    offset: Annotated[int, Meta(ge=0)]
+    data: Annotated[bytes, Meta(max_length=128 * 1024)]
+
+
+class OutputFrame(msgspec.Struct, frozen=True, kw_only=True):
+    """What a seller publishes on `output.*`: pieces in order. The buyer reads the same bytes live."""
+
+    attempt: Attempt
+    epoch: Seq
+    chunks: tuple[OutputChunk, ...]
+
+
+class OutputAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How far each channel is recorded; the seller goes on from there."""
+
+    stdout_bytes: int = 0
+    stderr_bytes: int = 0
+    failure: Failure | None = None
+    full: bool = False
+    """The attempt's quota is used up: nothing more is recorded, and that is no error."""
