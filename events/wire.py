@@ -14,7 +14,7 @@ from events.codec import HOSTILE_DECODE_ERRORS, Malformed
 from events.jobs import JobSubmitted
 from events.market import Policy
 from events.reasons import Refusal
-from events.values import Attempt, Bytes, JobId, Mib, NodeId, Seq, Sha256
+from events.values import Attempt, Bytes, JobId, Mib, NodeId, Requirements, Seq, Sha256
 
 T = TypeVar("T")
 
@@ -210,6 +210,65 @@ class BeatAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Whether the node's offer stands; `False` after NodeLost: reconcile, then offer again."""
     other_boot: str = ""
     """Another agent answers for this node id since; this one must refuse to go on."""
+
+
+class QuoteRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """`rpc.quote`: who could run this? Nothing is written."""
+
+    requirements: Requirements = Requirements()
+    max_price_uusd_per_gpu_hour: int | None = None
+    timeout_s: int = 3600
+    org_id: str | None = None
+    job_id: JobId | None = None
+    """A queued job whose place is asked for as well."""
+
+
+class QuoteStep(msgspec.Struct, frozen=True, array_like=True):
+    """How many nodes are left after one more condition."""
+
+    condition: str
+    """The matcher's word: `online`, `accepts you`, `gpus`, `vram`, `total_vram`, `model`, `cuda`, `price`, `free`, ..."""
+    asked: str
+    """What was asked, for a person: `2 GPUs`, `24 GB a card`, `at most 0.40 USD`."""
+    nodes: int
+
+
+class QuoteOffer(msgspec.Struct, frozen=True, kw_only=True):
+    """A node that could run the job, cheapest first."""
+
+    node_id: str
+    name: str
+    price_uusd_per_gpu_hour: int
+    gpus: int
+    gpus_free: int
+    model: str
+    vram_mib: int
+    isolation: str
+    simulated: bool
+    default_image: str | None = None
+    free_now: bool = False
+
+
+class QuoteAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The answer to `rpc.quote` and `/v1/quotes`, from the matcher's own conditions."""
+
+    as_of_seq: int
+    steps: tuple[QuoteStep, ...] = ()
+    offers: tuple[QuoteOffer, ...] = ()
+    """Those that could run it at some time, at most 20."""
+    could_run: int = 0
+    free_now: int = 0
+    free_in_s: int | None = None
+    """When the first of the busy ones is free at the latest, by the timeouts of what runs there."""
+    failing: str | None = None
+    """The condition at which no node was left, `None` when at least one could run it."""
+    only_simulated: bool = False
+    """Only simulated cards would do, and the request does not allow them."""
+    paused: bool = False
+    price_from_uusd: int | None = None
+    """What the cheapest run costs if it takes its whole timeout."""
+    queue_position: int | None = None
+    failure: Failure | None = None
 
 
 class BeatView(msgspec.Struct, frozen=True, kw_only=True):
