@@ -1,0 +1,408 @@
+"""The life of a job, as one table and one function. Nothing outside this file changes a job.
+
+`TRANSITIONS` says which event means something in which state; everything not in it is void. `evolve` folds one event into one job,
+in place (ADR 0007), and never raises: what does not apply is answered with the refusal that its sender would read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+from events.fact import Event
+from events.jobs import (
+    AttemptEnded,
+    AttemptEvent,
+    GpusReleased,
+    JobCancelled,
+    JobCancelRequested,
+    JobClaimed,
+    JobDeclined,
+    JobExpired,
+    JobExtended,
+    JobFailed,
+    JobMatched,
+    JobRepriced,
+    JobReprioritised,
+    JobRequeued,
+    JobStarted,
+    JobSubmitted,
+    JobSucceeded,
+    JobTimedOut,
+    LeaseExpired,
+    SessionCloseRequested,
+    SessionReady,
+    UsageRecorded,
+)
+from events.reasons import REASONS, Payer, Reason, Refusal
+from events.values import BlobRef, JobKind, charge_uusd
+
+
+class JobState(StrEnum):
+    """Where a job is. A phase beside it (pulling, fetching) comes from heartbeats and is no state."""
+
+    QUEUED = "queued"
+    MATCHED = "matched"
+    CLAIMED = "claimed"
+    STARTING = "starting"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    TIMED_OUT = "timed_out"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+
+class After(StrEnum):
+    """A transition whose target hangs on the event."""
+
+    FAILURE = "after_failure"  # queued again when the reason and the retries allow it, else failed
+    START = "after_start"  # running for a batch job, starting for a session
+
+
+QUEUED, MATCHED, CLAIMED, STARTING, RUNNING, STOPPING = (
+    JobState.QUEUED,
+    JobState.MATCHED,
+    JobState.CLAIMED,
+    JobState.STARTING,
+    JobState.RUNNING,
+    JobState.STOPPING,
+)
+SUCCEEDED, FAILED, TIMED_OUT, CANCELLED, EXPIRED = (
+    JobState.SUCCEEDED,
+    JobState.FAILED,
+    JobState.TIMED_OUT,
+    JobState.CANCELLED,
+    JobState.EXPIRED,
+)
+TERMINAL = frozenset({SUCCEEDED, FAILED, TIMED_OUT, CANCELLED, EXPIRED})
+HELD = frozenset({MATCHED, CLAIMED, STARTING, RUNNING, STOPPING})
+"""A node has the job."""
+
+Target = JobState | After
+
+TRANSITIONS: dict[JobState, dict[type[Event], Target]] = {
+    QUEUED: {
+        JobMatched: MATCHED,
+        JobRequeued: QUEUED,
+        JobReprioritised: QUEUED,
+        JobRepriced: QUEUED,
+        JobExtended: QUEUED,
+        JobCancelRequested: CANCELLED,
+        JobExpired: EXPIRED,
+    },
+    MATCHED: {
+        JobClaimed: CLAIMED,
+        JobDeclined: After.FAILURE,
+        LeaseExpired: After.FAILURE,
+        JobExtended: MATCHED,
+        JobCancelRequested: CANCELLED,
+    },
+    CLAIMED: {
+        JobStarted: After.START,
+        JobFailed: After.FAILURE,
+        LeaseExpired: After.FAILURE,
+        JobExtended: CLAIMED,
+        JobCancelRequested: STOPPING,
+    },
+    STARTING: {
+        SessionReady: RUNNING,
+        UsageRecorded: STARTING,
+        JobSucceeded: SUCCEEDED,
+        JobFailed: After.FAILURE,
+        JobTimedOut: TIMED_OUT,
+        LeaseExpired: After.FAILURE,
+        JobExtended: STARTING,
+        JobCancelRequested: STOPPING,
+        SessionCloseRequested: STARTING,
+    },
+    RUNNING: {
+        UsageRecorded: RUNNING,
+        JobSucceeded: SUCCEEDED,
+        JobFailed: After.FAILURE,
+        JobTimedOut: TIMED_OUT,
+        LeaseExpired: After.FAILURE,
+        JobExtended: RUNNING,
+        JobCancelRequested: STOPPING,
+        SessionCloseRequested: RUNNING,
+    },
+    STOPPING: {
+        JobStarted: STOPPING,
+        UsageRecorded: STOPPING,
+        JobCancelled: CANCELLED,
+        JobSucceeded: CANCELLED,
+        JobFailed: CANCELLED,
+        JobTimedOut: CANCELLED,
+        LeaseExpired: CANCELLED,
+    },
+    SUCCEEDED: {},
+    FAILED: {},
+    TIMED_OUT: {},
+    CANCELLED: {},
+    EXPIRED: {},
+}
+
+REPORT_SLACK_MS = 2000
+"""How much later than the program itself its start may reach the ledger; the bill is bounded by ledger time plus this."""
+
+
+class Run(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
+    """One attempt: the node that has it, and what became of it."""
+
+    attempt: int
+    epoch: int
+    node_id: str
+    node_wallet: str
+    cards: tuple[str, ...]
+    price_uusd_per_gpu_hour: int
+    matched_ms: int
+    claim_by_ms: int
+    claimed_ms: int = 0
+    started_ms: int = 0
+    ready_ms: int = 0
+    ended_ms: int = 0
+    usage_ms: int = 0
+    ran_ms: int = 0
+    exit_code: int | None = None
+    reason: Reason | None = None
+    output_token: str = ""
+    stdout_bytes: int = 0
+    stderr_bytes: int = 0
+    output_sha256: str | None = None
+    results: BlobRef | None = None
+    results_bytes: int = 0
+    image_digest: str = ""
+    detail: str = ""
+
+
+class Job(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
+    """A job as it is now. `submitted` is what the buyer asked; the rest is what happened since."""
+
+    submitted: JobSubmitted
+    buyer: str
+    submitted_seq: int
+    submitted_ms: int
+    state: JobState = QUEUED
+    priority: int
+    max_price_uusd_per_gpu_hour: int | None
+    timeout_s: int
+    order_seq: int
+    """Where it stands among jobs of equal rank: its submission, or the change of its priority."""
+    reason: Reason | None = None
+    attempts: int = 0
+    """Matches so far."""
+    run: Run | None = None
+    """The present attempt, or the last one."""
+    not_before_ms: int = 0
+    avoid: dict[str, int] | None = None
+    """Nodes passed over, each until when."""
+    cancel_ms: int = 0
+    cancelled_by: str = ""
+    closing: bool = False
+    ended_ms: int = 0
+    updated_ms: int
+    updated_seq: int
+    charged_uusd: int = 0
+
+
+def submit(event: JobSubmitted, buyer: str, seq: int, now_ms: int) -> Job:
+    """The job that this event brings into the world."""
+    return Job(
+        submitted=event,
+        buyer=buyer,
+        submitted_seq=seq,
+        submitted_ms=now_ms,
+        priority=event.priority,
+        max_price_uusd_per_gpu_hour=event.max_price_uusd_per_gpu_hour,
+        timeout_s=event.timeout_s,
+        order_seq=seq,
+        updated_ms=now_ms,
+        updated_seq=seq,
+    )
+
+
+def refusal(job: Job, event: Event) -> Refusal | None:
+    """Why this event means nothing for this job now, or None when it applies."""
+    if isinstance(event, AttemptEvent):
+        run = job.run
+        if run is None or event.epoch != run.epoch or event.attempt != run.attempt:
+            return Refusal.STALE_EPOCH
+    if type(event) not in TRANSITIONS[job.state]:
+        return Refusal.ILLEGAL_IN_STATE
+    return None
+
+
+def evolve(job: Job, event: Event, seq: int, now_ms: int, *, sender: str = "", node_wallet: str = "", auto_retry: bool = True) -> None:
+    """Fold one event that `refusal` let pass. `node_wallet` is the owner of the node of a JobMatched."""
+    target = TRANSITIONS[job.state][type(event)]
+    match event:
+        case JobMatched():
+            _match(job, event, seq, now_ms, node_wallet)
+        case JobCancelRequested():
+            job.cancel_ms, job.cancelled_by = now_ms, sender
+        case _:
+            change = CHANGES.get(type(event))
+            if change is not None:
+                change(job, event, seq, now_ms)
+    if isinstance(target, JobState):
+        job.state = target
+    elif target is After.START:
+        job.state = RUNNING if job.submitted.kind is JobKind.BATCH else STARTING
+    else:
+        job.state = after_failure(job, getattr(event, "reason", Reason.CONTAINER_ERROR), auto_retry)
+    job.updated_ms, job.updated_seq = now_ms, seq
+    if job.state in TERMINAL:
+        _end(job, event, now_ms)
+
+
+def after_failure(job: Job, reason: Reason, auto_retry: bool) -> JobState:
+    """Queued again when the reason is not the job's fault and an attempt is left, else failed."""
+    if auto_retry and REASONS[reason].retried and job.attempts <= job.submitted.retries:
+        return QUEUED
+    return FAILED
+
+
+def _match(job: Job, event: JobMatched, seq: int, now_ms: int, node_wallet: str) -> None:
+    job.attempts = event.attempt
+    job.run = Run(
+        attempt=event.attempt,
+        epoch=seq,
+        node_id=event.node_id,
+        node_wallet=node_wallet,
+        cards=event.cards,
+        price_uusd_per_gpu_hour=event.price_uusd_per_gpu_hour,
+        matched_ms=now_ms,
+        claim_by_ms=event.claim_by_ms,
+    )
+    job.reason = None
+
+
+def _claim(job: Job, event: JobClaimed, seq: int, now_ms: int) -> None:
+    assert job.run is not None
+    job.run.claimed_ms, job.run.output_token = now_ms, event.output_token
+
+
+def _start(job: Job, event: JobStarted, seq: int, now_ms: int) -> None:
+    assert job.run is not None
+    job.run.started_ms, job.run.image_digest = now_ms, event.image_digest
+
+
+def _ready(job: Job, event: SessionReady, seq: int, now_ms: int) -> None:
+    assert job.run is not None
+    job.run.ready_ms = now_ms
+
+
+def _usage(job: Job, event: UsageRecorded, seq: int, now_ms: int) -> None:
+    assert job.run is not None
+    job.run.usage_ms = max(job.run.usage_ms, min(event.ran_ms, _ledger_ms(job, now_ms)))
+
+
+def _report(job: Job, event: AttemptEnded, seq: int, now_ms: int) -> None:
+    """The node's last word on the attempt, and its bill."""
+    run = job.run
+    assert run is not None
+    run.ended_ms = now_ms
+    run.exit_code = event.exit_code
+    run.ran_ms = min(event.ran_ms, _ledger_ms(job, now_ms))
+    run.stdout_bytes, run.stderr_bytes, run.output_sha256 = event.stdout_bytes, event.stderr_bytes, event.output_sha256
+    run.results, run.results_bytes = event.results, event.results_bytes
+    run.detail = event.detail
+    run.reason = job.reason = getattr(event, "reason", None)
+    _charge(job, run)
+
+
+def _decline(job: Job, event: JobDeclined, seq: int, now_ms: int) -> None:
+    assert job.run is not None
+    job.run.ended_ms, job.run.detail = now_ms, event.detail
+    job.run.reason = job.reason = event.reason
+
+
+def _lose(job: Job, event: LeaseExpired, seq: int, now_ms: int) -> None:
+    run = job.run
+    assert run is not None
+    run.ended_ms, run.ran_ms = now_ms, run.usage_ms
+    run.reason = job.reason = event.reason
+    _charge(job, run)
+
+
+def _requeue(job: Job, event: JobRequeued, seq: int, now_ms: int) -> None:
+    job.not_before_ms = event.not_before_ms
+    if event.avoid_node is not None:
+        kept = {node: until for node, until in (job.avoid or {}).items() if until > now_ms}
+        kept[event.avoid_node] = event.avoid_until_ms
+        job.avoid = kept
+
+
+def _reprioritise(job: Job, event: JobReprioritised, seq: int, now_ms: int) -> None:
+    job.priority, job.order_seq = event.priority, seq
+
+
+def _reprice(job: Job, event: JobRepriced, seq: int, now_ms: int) -> None:
+    job.max_price_uusd_per_gpu_hour = event.max_price_uusd_per_gpu_hour
+
+
+def _extend(job: Job, event: JobExtended, seq: int, now_ms: int) -> None:
+    job.timeout_s += event.extra_s
+
+
+def _close(job: Job, event: SessionCloseRequested, seq: int, now_ms: int) -> None:
+    job.closing = True
+
+
+def _expire(job: Job, event: JobExpired, seq: int, now_ms: int) -> None:
+    job.reason = event.reason
+
+
+CHANGES: dict[type[Event], Callable[[Job, Any, int, int], None]] = {
+    JobClaimed: _claim,
+    JobStarted: _start,
+    SessionReady: _ready,
+    UsageRecorded: _usage,
+    JobSucceeded: _report,
+    JobFailed: _report,
+    JobTimedOut: _report,
+    JobCancelled: _report,
+    JobDeclined: _decline,
+    LeaseExpired: _lose,
+    JobRequeued: _requeue,
+    JobReprioritised: _reprioritise,
+    JobRepriced: _reprice,
+    JobExtended: _extend,
+    SessionCloseRequested: _close,
+    JobExpired: _expire,
+}
+
+
+def _end(job: Job, event: Event, now_ms: int) -> None:
+    job.ended_ms = now_ms
+    if job.state is CANCELLED:
+        job.reason = Reason.CANCELLED_BY_BUYER if job.cancelled_by in ("", job.buyer) else Reason.CANCELLED_BY_OPERATOR
+
+
+def _ledger_ms(job: Job, now_ms: int) -> int:
+    """The longest that the run can have been, by the ledger's own clock: billing takes the smaller of two clocks."""
+    run = job.run
+    assert run is not None
+    if run.started_ms == 0:
+        return 0
+    end_ms = min(now_ms, job.cancel_ms) if job.cancel_ms else now_ms
+    return max(0, end_ms - run.started_ms) + REPORT_SLACK_MS
+
+
+def _charge(job: Job, run: Run) -> None:
+    """Add what this attempt costs its buyer."""
+    payer = Payer.BUYER if job.state is STOPPING or run.reason is None else REASONS[run.reason].payer
+    if payer is Payer.NOBODY or (payer is Payer.SELLER and job.submitted.kind is JobKind.BATCH):
+        return
+    billed_ms = run.usage_ms if payer is Payer.SELLER else run.ran_ms
+    total = job.charged_uusd + charge_uusd(billed_ms, job.submitted.requirements.num_gpus, run.price_uusd_per_gpu_hour)
+    cap = job.submitted.max_total_uusd
+    job.charged_uusd = total if cap is None else min(total, cap)
+
+
+RELEASES: tuple[type[Event], ...] = (GpusReleased, LeaseExpired)
+"""What frees cards; see `projections/nodes.py`."""

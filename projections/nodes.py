@@ -1,0 +1,143 @@
+"""Nodes, their offers, and which of their cards are taken. Nothing outside this file changes a node.
+
+A card is taken from JobMatched until the node says that it is clean (GpusReleased), a LeaseExpired stands in the ledger, or the match
+came to nothing before it was claimed. The lease belongs to the allocation, not to the job: a job may have ended long before.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+from events.nodes import NodeDrained, NodeOffered, NodeVerified
+from events.values import Card, Requirements, Tier
+
+
+class NodeState(StrEnum):
+    """Whether new jobs may be matched to a node."""
+
+    OFFERED = "offered"
+    DRAINING = "draining"
+    WITHDRAWN = "withdrawn"
+    LOST = "lost"
+    BANNED = "banned"
+
+
+class Allocation(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
+    """Cards (and cores, memory) that one attempt holds. Its key in the node is the epoch."""
+
+    job_id: str
+    attempt: int
+    cards: tuple[str, ...]
+    cores: int = 0
+    memory_mib: int = 0
+    since_ms: int
+
+
+class Node(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """A machine as the market knows it."""
+
+    offer: NodeOffered
+    wallet: str
+    price_uusd_per_gpu_hour: int
+    offered_seq: int
+    offered_ms: int
+    first_ms: int
+    updated_ms: int
+    updated_seq: int
+    presence: NodeState = NodeState.OFFERED
+    """Offered, withdrawn or lost; draining and banned stand beside it."""
+    draining: bool = False
+    drain_reason: str = ""
+    drain_deadline_ms: int | None = None
+    banned: bool = False
+    tier: Tier = Tier.CLAIMED
+    tier_until_ms: int = 0
+    allocations: dict[int, Allocation] = {}
+    taken: dict[str, int] = {}
+    """Card UUID -> epoch of the allocation that holds it."""
+    cores_taken: int = 0
+    memory_taken_mib: int = 0
+    ended: dict[str, int] = {}
+    """How many of its attempts ended in which way."""
+
+    @property
+    def node_id(self) -> str:
+        """The node's id."""
+        return self.offer.node_id
+
+    @property
+    def state(self) -> NodeState:
+        """The one word for it."""
+        if self.banned:
+            return NodeState.BANNED
+        if self.presence is NodeState.OFFERED and self.draining:
+            return NodeState.DRAINING
+        return self.presence
+
+
+def offer(node: Node | None, event: NodeOffered, wallet: str, seq: int, now_ms: int) -> Node:
+    """A new node, or the same one offered again: allocations, bans and history stay, a drain ends."""
+    if node is None:
+        return Node(
+            offer=event,
+            wallet=wallet,
+            price_uusd_per_gpu_hour=event.price_uusd_per_gpu_hour,
+            offered_seq=seq,
+            offered_ms=now_ms,
+            first_ms=now_ms,
+            updated_ms=now_ms,
+            updated_seq=seq,
+        )
+    node.offer = event
+    node.price_uusd_per_gpu_hour = event.price_uusd_per_gpu_hour
+    node.offered_seq, node.offered_ms = seq, now_ms
+    node.presence = NodeState.OFFERED
+    node.draining, node.drain_reason, node.drain_deadline_ms = False, "", None
+    return node
+
+
+def drain(node: Node, event: NodeDrained) -> None:
+    """No new jobs there."""
+    node.draining, node.drain_reason, node.drain_deadline_ms = True, event.reason, event.deadline_ms
+
+
+def verify(node: Node, event: NodeVerified) -> None:
+    """How far its cards were checked, and until when that counts."""
+    node.tier, node.tier_until_ms = event.tier, event.expires_ms
+
+
+def free_cards(node: Node) -> list[Card]:
+    """Healthy cards that nobody holds, lowest index first."""
+    taken = node.taken
+    return [card for card in node.offer.cards if card.healthy and card.uuid not in taken]
+
+
+def cores_asked(requirements: Requirements) -> int:
+    """A job without a card takes at least one core, so that a machine without cards is not let without end."""
+    if requirements.num_gpus == 0:
+        return max(1, requirements.cores)
+    return requirements.cores
+
+
+def allocate(node: Node, epoch: int, allocation: Allocation) -> None:
+    """Take the cards."""
+    node.allocations[epoch] = allocation
+    for uuid in allocation.cards:
+        node.taken[uuid] = epoch
+    node.cores_taken += allocation.cores
+    node.memory_taken_mib += allocation.memory_mib
+
+
+def release(node: Node, epoch: int) -> bool:
+    """Free what this epoch holds; whether it held anything."""
+    allocation = node.allocations.pop(epoch, None)
+    if allocation is None:
+        return False
+    for uuid in allocation.cards:
+        if node.taken.get(uuid) == epoch:
+            del node.taken[uuid]
+    node.cores_taken -= allocation.cores
+    node.memory_taken_mib -= allocation.memory_mib
+    return True
