@@ -1,0 +1,182 @@
+"""Writes events.md, job-states.md and reasons.md from the code that decides them: `make docs`. A test compares."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from itertools import zip_longest
+from pathlib import Path
+
+from events import codec, reasons, subjects
+from events.fact import Event
+from projections import jobs
+
+DOCS = Path(__file__).resolve().parent
+ROOT = DOCS.parent
+NOTICE = "<!-- Written by docs/generate.py from the code. Change the code, then run `make docs`. -->"
+
+
+def table(*rows: tuple[str, ...]) -> str:
+    """A Markdown table; the first row is its head."""
+    head, *body = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
+    return "\n".join([head, "|" + "---|" * len(rows[0]), *body])
+
+
+def page(*parts: str) -> str:
+    return "\n\n".join([NOTICE, *parts]) + "\n"
+
+
+def documented(body: list[ast.stmt]) -> Iterator[tuple[ast.stmt, str]]:
+    """Each statement with the string that stands right after it, which is what it means."""
+    for statement, following in zip_longest(body, body[1:]):
+        match following:
+            case ast.Expr(value=ast.Constant(value=str(text))):
+                yield statement, " ".join(text.split())
+            case _:
+                yield statement, ""
+
+
+def sources() -> dict[str, ast.ClassDef]:
+    """The source of every class in events/, by name."""
+    trees = [ast.parse(file.read_text()) for file in sorted((ROOT / "events").glob("*.py"))]
+    return {node.name: node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
+
+
+def written(annotation: ast.expr) -> str:
+    """A type as code; of `Annotated` only what it is and its bounds."""
+    match annotation:
+        case ast.Subscript(value=ast.Name(id="Annotated"), slice=ast.Tuple(elts=[of, *bounds])):
+            calls = [bound for bound in bounds if isinstance(bound, ast.Call)]
+            return ", ".join([ast.unparse(of), *(ast.unparse(keyword) for call in calls for keyword in call.keywords)])
+        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+            return f"{written(left)} | {written(right)}"
+    return ast.unparse(annotation)
+
+
+def field_row(statement: ast.AnnAssign, meaning: str) -> tuple[str, ...]:
+    default = f"`{ast.unparse(statement.value)}`" if statement.value else ""
+    return f"`{ast.unparse(statement.target)}`", f"`{written(statement.annotation)}`", default, meaning
+
+
+def field_rows(cls: type[Event], classes: dict[str, ast.ClassDef]) -> list[tuple[str, ...]]:
+    """Field, type, default and meaning of every field, those of parents first."""
+    rows: list[tuple[str, ...]] = []
+    for parent in reversed(cls.__mro__):
+        source = classes.get(parent.__name__)
+        statements = documented(source.body if source else [])
+        rows += [field_row(statement, meaning) for statement, meaning in statements if isinstance(statement, ast.AnnAssign)]
+    return rows
+
+
+def event_section(cls: type[Event], classes: dict[str, ast.ClassDef]) -> str:
+    who = ", ".join(subjects.PUBLISHERS[cls])
+    parts = [f"### {cls.__name__}", f"{' '.join((cls.__doc__ or '').split())} Said by: {who}."]
+    rows = field_rows(cls, classes)
+    if rows:
+        parts.append(table(("field", "type", "default", "meaning"), *rows))
+    return "\n\n".join(parts)
+
+
+def value_rows() -> list[tuple[str, ...]]:
+    """Name, definition and meaning of every bounded value."""
+    tree = ast.parse((ROOT / "events" / "values.py").read_text())
+    rows: list[tuple[str, ...]] = []
+    for statement, meaning in documented(tree.body):
+        match statement:
+            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Subscript(value=ast.Name(id="Annotated")) as bounded):
+                rows.append((f"`{name}`", f"`{written(bounded)}`", meaning))
+    return rows
+
+
+def struct_sections(classes: dict[str, ast.ClassDef]) -> Iterator[str]:
+    """The structures that events carry."""
+    tree = ast.parse((ROOT / "events" / "values.py").read_text())
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and any("Struct" in ast.unparse(base) for base in node.bases):
+            rows = [field_row(statement, meaning) for statement, meaning in documented(node.body) if isinstance(statement, ast.AnnAssign)]
+            head = f"### {node.name}\n\n{' '.join((ast.get_docstring(node) or '').split())}"
+            yield f"{head}\n\n{table(('field', 'type', 'default', 'meaning'), *rows)}"
+
+
+def events_page() -> str:
+    classes = sources()
+    parts = [
+        "# Events",
+        f"All {len(codec.EVENT_CLASSES)} kinds of fact, in the order of their groups. "
+        "On the wire an event is a msgpack map with its name under `type`; fields that have their default are left out.",
+    ]
+    group = ""
+    for cls in codec.EVENT_CLASSES:
+        if cls.__module__ != group:
+            group = cls.__module__
+            parts.append(f"## {group.removeprefix('events.').capitalize()}")
+        parts.append(event_section(cls, classes))
+    parts += ["## Structures inside events", *struct_sections(classes)]
+    parts += ["## Bounded values", table(("name", "bounds", "meaning"), *value_rows())]
+    return page(*parts)
+
+
+TARGETS: dict[jobs.Target, tuple[jobs.JobState, ...]] = {
+    jobs.After.START: (jobs.RUNNING, jobs.STARTING),
+    jobs.After.FAILURE: (jobs.QUEUED, jobs.FAILED),
+}
+
+
+def arrows() -> Iterator[tuple[str, str, str]]:
+    """(from, to, event) of every transition that changes the state."""
+    for state, row in jobs.TRANSITIONS.items():
+        for event, target in row.items():
+            for after in (target,) if isinstance(target, jobs.JobState) else TARGETS[target]:
+                if after != state:
+                    yield state.value, after.value, event.__name__
+
+
+def states_page() -> str:
+    grouped: dict[tuple[str, str], list[str]] = {}
+    for before, after, event in arrows():
+        grouped.setdefault((before, after), []).append(event)
+    lines = ["    [*] --> queued: JobSubmitted"]
+    lines += [f"    {before} --> {after}: {', '.join(names)}" for (before, after), names in grouped.items()]
+    lines += [f"    {state.value} --> [*]" for state in jobs.JobState if state in jobs.TERMINAL]
+    live = [state for state in jobs.JobState if state not in jobs.TERMINAL]
+    kinds = list(dict.fromkeys(event for row in jobs.TRANSITIONS.values() for event in row))
+    cells = [(f"`{kind.__name__}`", *(jobs.TRANSITIONS[state].get(kind, "").replace("_", " ") for state in live)) for kind in kinds]
+    return page(
+        "# States of a job",
+        "```mermaid\nstateDiagram-v2\n" + "\n".join(lines) + "\n```",
+        "A row is an event, a column the state it meets, the cell the state that follows. "
+        "An empty cell is void: without effect, counted. Nothing applies to a job that has ended.",
+        table(("event", *(state.value for state in live)), *cells),
+        "- *after start*: `running` for a batch job, `starting` for a session.\n"
+        "- *after failure*: `queued` again with the next attempt when the reason is retried and retries are left, else `failed`. "
+        "The reasons: [reasons.md](reasons.md).",
+    )
+
+
+def reasons_page() -> str:
+    ends = [
+        (f"`{reason.value}`", row.state, "yes" if row.retried else "no", row.payer.value, row.sentence)
+        for reason, row in reasons.REASONS.items()
+    ]
+    refusals = [
+        (f"`{refusal.value}`", row.what, row.why, row.hint, str(row.status), str(row.exit_code), "yes" if row.transient else "no")
+        for refusal, row in reasons.REFUSALS.items()
+    ]
+    return page(
+        "# Reasons and refusals",
+        "## Why an attempt ended\n\n*Retried*: the job goes back to the queue while retries are left, "
+        "and only then takes the state named here. A `seller` who pays does so by not being paid.",
+        table(("reason", "state", "retried", "who pays", "meaning"), *ends),
+        "## Why something was refused\n\n*Again*: whether the same may be accepted later.",
+        table(("code", "what", "why", "what to try", "HTTP", "exit code", "again"), *refusals),
+    )
+
+
+def pages() -> dict[str, str]:
+    """File name -> what it must hold."""
+    return {"events.md": events_page(), "job-states.md": states_page(), "reasons.md": reasons_page()}
+
+
+if __name__ == "__main__":
+    for name, text in pages().items():
+        (DOCS / name).write_text(text)
