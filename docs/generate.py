@@ -1,4 +1,4 @@
-"""Writes events.md, job-states.md and reasons.md from the code that decides them: `make docs`. A test compares."""
+"""Writes events.md, job-states.md, reasons.md and jobs.md from the code that decides them: `make docs`. A test compares."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
 
+from buyer_cli import spec_keys
 from events import codec, reasons, subjects
 from events.fact import Event
 from projections import jobs
@@ -172,9 +173,53 @@ def reasons_page() -> str:
     )
 
 
+SHAPES = {
+    spec_keys.Shape.ONE: "once",
+    spec_keys.Shape.MANY: "several times; a list in files",
+    spec_keys.Shape.TABLE: "several times; a table in files",
+    spec_keys.Shape.SWITCH: "alone; `true` in files",
+}
+
+JOB_FILE = """```toml
+[[job]]
+name = "small"
+script = "train.py"
+args = ["--epochs", "3"]
+vram = "16GB"
+timeout = "10m"
+max-price = "0.50"
+label = { team = "vision" }
+
+[[job]]
+name = "large"
+command = ["python", "-c", "print('hello')"]
+gpus = 2
+```"""
+
+
+def flag_of(key: spec_keys.Key) -> str:
+    names = f"{key.short}, --{key.name}" if key.short else f"--{key.name}"
+    return f"`{names} {key.metavar}`".replace(" `", "`") if key.flag else ""
+
+
+def jobs_page() -> str:
+    rows = [(f"`{key.name}`", flag_of(key), SHAPES[key.shape], key.help) for key in spec_keys.KEYS]
+    return page(
+        "# Describing a job",
+        "The same keys everywhere: as flags of `bazaar run`, `submit` and `quote`, in a `[tool.bazaar]` table in the script's PEP 723 block, "
+        "and in a job file (`--file job.toml`, or YAML), which may hold several jobs. A later source wins: script, file, flags; "
+        "a list is replaced, a table is merged. An unknown key is refused, with the nearest right name.",
+        table(("key", "flag", "given", "meaning"), *rows),
+        "Sizes: `24GB` is 24 times 10^9 bytes, `24GiB` 24 times 2^30, a number alone is GB. "
+        "Times: `90s`, `10m`, `4h`. Prices are decimal texts in USD.",
+        JOB_FILE,
+        f"Names kept for what this version cannot do, and refused: {', '.join(f'`{name}`' for name in sorted(spec_keys.LATER))}.",
+    )
+
+
 def pages() -> dict[str, str]:
     """File name -> what it must hold."""
-    return {"events.md": events_page(), "job-states.md": states_page(), "reasons.md": reasons_page()}
+    return {"events.md": events_page(), "job-states.md": states_page(), "reasons.md": reasons_page(), "jobs.md": jobs_page()}
 
 
 if __name__ == "__main__":

@@ -54,6 +54,10 @@ CORE = (
     "services/matcher/turn.py",
     "seller_agent/decisions.py",
     "buyer_cli/render.py",
+    "buyer_cli/printable.py",
+    "buyer_cli/quantities.py",
+    "buyer_cli/spec.py",
+    "buyer_cli/spec_keys.py",
 )
 IMPURE_LIBRARIES = {
     "asyncio",
