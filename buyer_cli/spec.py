@@ -1,0 +1,264 @@
+"""From what somebody wrote to the jobs to submit: layers of texts, merged and checked. Pure: files are read elsewhere.
+
+A layer is one source (the script's block, a job file, the flags). Later layers win; lists are replaced, tables merged key by key.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+import msgspec
+
+from buyer_cli.quantities import BadValue, Target, pair
+from buyer_cli.spec_keys import BY_NAME, LATER, Key, Shape
+from events import codec
+from events.jobs import JobSubmitted
+from events.values import DEFAULT_PRIORITY, DEFAULT_TIMEOUT_S, BlobRef, JobKind, Program, Requirements
+
+Layer = dict[str, Any]
+"""Values that have been read, by the key's name."""
+
+
+class SpecError(ValueError):
+    """A specification that cannot be meant. `what` names the place, `why` the fault, `hint` what would do."""
+
+    def __init__(self, what: str, why: str, hint: str = "") -> None:
+        super().__init__(f"{what}: {why}")
+        self.what = what
+        self.why = why
+        self.hint = hint
+
+
+class Wish(msgspec.Struct, frozen=True, kw_only=True):
+    """One job as its buyer wants it, before its files are stored and its target is known to exist."""
+
+    script: str | None = None
+    command: tuple[str, ...] = ()
+    args: tuple[str, ...] = ()
+    requirements: Requirements = Requirements()
+    """Without the target."""
+    target: Target | None = None
+    image: str | None = None
+    env: dict[str, str] = {}
+    max_price_uusd_per_gpu_hour: int | None = None
+    max_total_uusd: int | None = None
+    timeout_s: int
+    queue_timeout_s: int | None = None
+    estimate_s: int | None = None
+    priority: int = DEFAULT_PRIORITY
+    retries: int = 3
+    name: str
+    labels: dict[str, str] = {}
+    inputs: tuple[str, ...] = ()
+    out: str | None = None
+
+
+def flag_layer(values: Mapping[str, object]) -> Layer:
+    """The layer of the flags that were given; `values` holds texts, or tuples of texts, by the key's name."""
+    layer: Layer = {}
+    for name, value in values.items():
+        key = BY_NAME[name]
+        if value is None or value == () or value is False:
+            continue
+        layer[name] = _read(key, value, lambda text, name=name: f"--{name} {text}".rstrip())
+    return layer
+
+
+def file_layer(values: Mapping[str, object], origin: str, *, forbidden: Iterable[str] = ()) -> Layer:
+    """The layer of a file's table. Keys are written as the flags, with `-` or `_`."""
+    layer: Layer = {}
+    for written, value in values.items():
+        name = str(written).replace("_", "-")
+        if name in forbidden:
+            raise SpecError(f"{origin}: {name}", "this key has no meaning here", "name the script on the command line, or in a job file")
+        key = BY_NAME.get(name)
+        if key is None:
+            raise SpecError(f"{origin}: {written}", *_unknown(name))
+        if name in layer:
+            raise SpecError(f"{origin}: {written}", "it is given twice, with - and with _", "keep one of them")
+        layer[name] = _read(key, value, lambda text, name=name: f"{origin}: {name} = {text}")
+    return layer
+
+
+def _unknown(name: str) -> tuple[str, str]:
+    if name in LATER:
+        return "this version cannot do that yet", "leave it out"
+    nearest = get_close_matches(name, BY_NAME, n=1, cutoff=0.5)
+    return "there is no such key", f"did you mean {nearest[0]}?" if nearest else f"the keys are {', '.join(BY_NAME)}"
+
+
+def _shown(value: object) -> str:
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _read(key: Key, value: object, place: Any) -> object:
+    try:
+        match key.shape:
+            case Shape.ONE | Shape.SWITCH:
+                return key.read(_text(value))
+            case Shape.MANY:
+                texts = value if isinstance(value, list | tuple) else [value]
+                return tuple(key.read(_text(text)) for text in texts)
+            case Shape.TABLE:
+                return dict(key.read(*entry) for entry in _entries(value))
+    except BadValue as error:
+        raise SpecError(place(_shown(value if not isinstance(value, tuple) else " ".join(map(str, value)))), error.why, error.hint) from None
+
+
+def _text(value: object) -> str:
+    """A scalar as it was written. Numbers come from the readers as texts already, so that nothing is rounded."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str | int):
+        return str(value)
+    raise BadValue("it must be a text or a number", "one value")
+
+
+def _entries(value: object) -> list[tuple[str, str]]:
+    if isinstance(value, dict):
+        return [(str(name), _text(text)) for name, text in value.items()]
+    if isinstance(value, list | tuple):
+        return [pair(_text(text)) for text in value]
+    return [pair(_text(value))]
+
+
+def merge(layers: Sequence[Layer]) -> Layer:
+    """One layer out of several, the last one strongest. A script in a stronger layer drops a weaker one's command, and the reverse."""
+    merged: Layer = {}
+    for layer in layers:
+        for dropped in ({"command"} if "script" in layer else {"script", "args"} if "command" in layer else ()):
+            merged.pop(dropped, None)
+        for name, value in layer.items():
+            merged[name] = {**merged.get(name, {}), **value} if BY_NAME[name].shape is Shape.TABLE else value
+    return merged
+
+
+def wishes(layer: Layer) -> list[Wish]:
+    """The jobs that a merged layer asks for: one, or one for each target."""
+    targets: tuple[Target | None, ...] = layer.get("target", ()) or (None,)
+    return [_wish(layer, target) for target in targets]
+
+
+def _wish(layer: Layer, target: Target | None) -> Wish:
+    get = layer.get
+    timeout_s = get("timeout") or DEFAULT_TIMEOUT_S[JobKind.BATCH]
+    return Wish(
+        script=get("script"),
+        command=get("command", ()),
+        args=get("args", ()),
+        requirements=_requirements(layer, target),
+        target=target,
+        image=get("image"),
+        env=get("env", {}),
+        max_price_uusd_per_gpu_hour=get("max-price"),
+        max_total_uusd=get("max-total"),
+        timeout_s=timeout_s,
+        queue_timeout_s=get("queue-timeout"),
+        estimate_s=get("estimate"),
+        priority=get("priority", DEFAULT_PRIORITY),
+        retries=get("retries", 3),
+        name=get("name") or default_name(get("script"), get("command", ())),
+        labels=_at_most(get("label", {}), 16, "labels"),
+        inputs=get("in", ()),
+        out=get("out"),
+    )
+
+
+def _at_most(table: dict[str, str], most: int, what: str) -> dict[str, str]:
+    if len(table) > most:
+        raise SpecError(f"{len(table)} {what}", f"a job has at most {most}", "leave some out")
+    return table
+
+
+def _requirements(layer: Layer, target: Target | None) -> Requirements:
+    get = layer.get
+    gpus = get("gpus")
+    if target is not None and target.cards:
+        if gpus is not None and gpus != len(target.cards):
+            raise SpecError(f"--gpus {gpus}", f"the target names {len(target.cards)} cards", "leave --gpus out: the target says how many")
+        gpus = len(target.cards)
+    gpus = 1 if gpus is None else gpus
+    for name in ("vram", "total-vram", "gpu-model", "min-cuda"):
+        if gpus == 0 and get(name):
+            raise SpecError(f"--{name}", "the job asks for no card (--gpus 0)", f"leave --{name} out, or ask for a card")
+    return Requirements(
+        num_gpus=gpus,
+        vram_mib=get("vram", 0),
+        total_vram_mib=get("total-vram", 0),
+        gpu_models=get("gpu-model", ()),
+        min_cuda=get("min-cuda", 0),
+        cores=get("cores", 0),
+        memory_mib=get("memory", 0),
+        shm_mib=get("shm", 0),
+        isolation=get("isolation"),
+        min_tier=get("min-tier"),
+        network=get("network") or Requirements().network,
+        allow_simulated=get("allow-simulated", False),
+        target_cards=() if target is None else target.cards,
+    )
+
+
+def default_name(script: str | None, command: Sequence[str]) -> str:
+    """A name for a job whose buyer gave none: the script's or the command's, in the alphabet of names."""
+    source = script or (command[0] if command else "job")
+    plain = re.sub(r"[^A-Za-z0-9._@+-]+", "-", source.rstrip("/").rpartition("/")[2])[:64]
+    return plain.lstrip("._@+-") or "job"
+
+
+def script_argv(name: str, head: bytes, args: Sequence[str]) -> tuple[str, ...]:
+    """How a script of this name that begins with `head` is run in /job. A shebang is respected, except that `.py` means python."""
+    if name.endswith(".py"):
+        return ("python", name, *args)
+    if head.startswith(b"#!"):
+        return (f"./{name}", *args)
+    if name.endswith((".sh", ".bash")):
+        return ("bash", name, *args)
+    raise SpecError(
+        f"script {name}",
+        "nothing says how to run it: it ends neither in .py nor in .sh and has no #! line",
+        "say it yourself: bazaar run --in FILE -- PROGRAM FILE",
+    )
+
+
+def submission(
+    wish: Wish,
+    argv: Sequence[str],
+    job_id: str,
+    *,
+    inputs: BlobRef | None = None,
+    inputs_bytes: int = 0,
+    node_id: str | None = None,
+    group_id: str | None = None,
+) -> JobSubmitted:
+    """The fact to publish for a wish whose files are stored. Raises SpecError when it is over a bound of facts."""
+    event = JobSubmitted(
+        job_id=job_id,
+        name=wish.name,
+        requirements=msgspec.structs.replace(wish.requirements, target_node=node_id),
+        program=Program(argv=tuple(argv), env=wish.env, image=wish.image, inputs=inputs, inputs_bytes=inputs_bytes),
+        timeout_s=wish.timeout_s,
+        queue_timeout_s=wish.queue_timeout_s,
+        max_price_uusd_per_gpu_hour=wish.max_price_uusd_per_gpu_hour,
+        max_total_uusd=wish.max_total_uusd,
+        estimate_s=wish.estimate_s,
+        priority=wish.priority,
+        retries=wish.retries,
+        labels=wish.labels,
+        group_id=group_id,
+    )
+    _check_bounds(event)
+    return event
+
+
+def _check_bounds(event: JobSubmitted) -> None:
+    body = codec.encode_event(event)
+    if len(body) > codec.EVENT_BYTES_MAX - 1024:
+        raise SpecError("the job", "its arguments and variables are larger than an event may be (16 KiB)", "put them into a file and ship it with --in")
+    try:
+        codec.decode_event(body)
+    except codec.Malformed as error:
+        raise SpecError("the job", str(error), "see docs/jobs.md for the bounds") from None
