@@ -206,8 +206,8 @@ def jobs_page() -> str:
     rows = [(f"`{key.name}`", flag_of(key), SHAPES[key.shape], key.help) for key in spec_keys.KEYS]
     return page(
         "# Describing a job",
-        "The same keys everywhere: as flags of `bazaar run`, `submit` and `quote`, in a `[tool.bazaar]` table in the script's PEP 723 block, "
-        "and in a job file (`--file job.toml`, or YAML), which may hold several jobs. A later source wins: script, file, flags; "
+        "The same keys everywhere: as flags of `bazaar run`, `submit` and `quote`, in a `[tool.bazaar]` table "
+        "in the script's PEP 723 block, and in a job file (`--file job.toml`, or YAML), which may hold several jobs. A later source wins: script, file, flags; "
         "a list is replaced, a table is merged. An unknown key is refused, with the nearest right name.",
         table(("key", "flag", "given", "meaning"), *rows),
         "Sizes: `24GB` is 24 times 10^9 bytes, `24GiB` 24 times 2^30, a number alone is GB. "
