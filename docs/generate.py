@@ -207,7 +207,8 @@ def jobs_page() -> str:
     return page(
         "# Describing a job",
         "The same keys everywhere: as flags of `bazaar run`, `submit` and `quote`, in a `[tool.bazaar]` table "
-        "in the script's PEP 723 block, and in a job file (`--file job.toml`, or YAML), which may hold several jobs. A later source wins: script, file, flags; "
+        "in the script's PEP 723 block, and in a job file (`--file job.toml`, or YAML), which may hold several jobs. "
+        "A later source wins: script, file, flags; "
         "a list is replaced, a table is merged. An unknown key is refused, with the nearest right name.",
         table(("key", "flag", "given", "meaning"), *rows),
         "Sizes: `24GB` is 24 times 10^9 bytes, `24GiB` 24 times 2^30, a number alone is GB. "
