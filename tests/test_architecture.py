@@ -35,7 +35,7 @@ ARROWS = {
 """Package -> what of ours it may import besides itself."""
 
 OWNERS = {
-    "nats": ("events/nats_log.py", "events/connection.py"),
+    "nats": ("events/nats_client.py", "events/nats_log.py"),
     "docker": ("seller_agent/runners/docker_runner.py",),
     "pynvml": ("seller_agent/gpus.py",),
     "web3": ("services/settlement/chain.py",),
