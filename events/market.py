@@ -35,7 +35,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Ledger time past the run timeout at which the matcher ends a run whose node has not."""
     retry_backoff_s: Annotated[int, Meta(ge=0, le=3600)] = 2
     """Doubled at every further attempt."""
-    avoid_s: Seconds = 600
+    avoid_s: Seconds = 60
     """How long a node that failed or declined a job is passed over for it."""
     inputs_bytes_max: Annotated[int, Meta(ge=0)] = 2 << 30
     results_bytes_max: Annotated[int, Meta(ge=0)] = 2 << 30

@@ -58,7 +58,11 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Outcome(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """How one numbered event ended: at `seq` in the ledger, or refused for `reason`."""
+    """How one numbered event ended: at `seq` in the ledger, or refused for `reason`.
+
+    A refusal with `seq` > 0 is recorded there and has used its number up. A refusal with `seq` 0 has not: the next event takes that number;
+    `out_of_sequence` (send again from `expected`) and `rate_limited` (send again later) are the ones after which the same event goes again.
+    """
 
     number: int
     hash: bytes
@@ -191,7 +195,7 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     node_id: NodeId
     boot: Annotated[str, Meta(max_length=64)]
-    """Changes when the agent process or the machine restarts: two agents with one node id are told apart."""
+    """A random id kept in the agent's journal: the same after a restart, another for a second agent with the same node id."""
     leases: Annotated[tuple[BeatLease, ...], Meta(max_length=512)] = ()
     cards: Annotated[tuple[BeatCard, ...], Meta(max_length=64)] = ()
     version: Annotated[str, Meta(max_length=32)] = ""
@@ -209,7 +213,7 @@ class BeatAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     offered: bool = False
     """Whether the node's offer stands; `False` after NodeLost: reconcile, then offer again."""
     other_boot: str = ""
-    """Another agent answers for this node id since; this one must refuse to go on."""
+    """Another agent, still alive, answers for this node id; this one must refuse to go on."""
 
 
 class QuoteRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -1,0 +1,256 @@
+"""The gate of the ledger: what a signed message must pass before the market folds it, from cheap checks to dear ones.
+
+Pure but for the draft of the turn. Size, framing, key, number, rate, signature, decode, quotas; whether the event is legal where the
+market stands is decided by the fold itself. Every message is answered; what is refused above a budget leaves no trace in the ledger.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from events import delegation
+from events.codec import EVENT_BYTES_MAX, Malformed, decode_event, split_batch
+from events.envelope import ENVELOPE_BYTES_MAX, Envelope, event_hash, open_envelope, signature_is_good
+from events.fact import Event
+from events.identity import SessionKeyAuthorised
+from events.jobs import JobSubmitted
+from events.market import EventRefused
+from events.page import Record
+from events.reasons import Refusal
+from events.subjects import intake
+from events.values import JobKind
+from events.wire import Outcome
+from projections.identity import SessionKey
+from projections.market import Market
+from services.matcher.draft import Draft
+
+
+class Arrival(NamedTuple):
+    """A message from the intake. The broker has proved the wallet."""
+
+    wallet: str
+    data: bytes
+
+
+class Problem(NamedTuple):
+    """Why an event cannot be admitted."""
+
+    refusal: Refusal
+    detail: str = ""
+
+
+RECORDED = frozenset(
+    {
+        Refusal.MALFORMED,
+        Refusal.QUOTA_EXCEEDED,
+        Refusal.QUEUE_FULL,
+        Refusal.NOT_YOURS,
+        Refusal.NOT_A_MEMBER,
+        Refusal.UNKNOWN_JOB,
+        Refusal.UNKNOWN_NODE,
+        Refusal.ILLEGAL_IN_STATE,
+        Refusal.STALE_EPOCH,
+        Refusal.INVALID_REQUIREMENT,
+        Refusal.UNKNOWN_TARGET,
+        Refusal.INSUFFICIENT_FUNDS,
+        Refusal.CAP_EXCEEDED,
+    }
+)
+"""Refusals of a well-signed event in its turn: they use its number up. The others leave it to be sent again."""
+
+
+def admit(draft: Draft, arrival: Arrival) -> None:
+    """Fold what may be folded of one message, and answer all of it."""
+    try:
+        if len(arrival.data) > ENVELOPE_BYTES_MAX:
+            raise Malformed("too large")
+        envelope = open_envelope(arrival.data)
+        bodies = split_batch(envelope.body)
+    except Malformed as error:
+        refusal = Refusal.TOO_LARGE if len(arrival.data) > ENVELOPE_BYTES_MAX else Refusal.MALFORMED
+        digest = hashlib.sha256(arrival.data).digest()
+        draft.answer(arrival.wallet, b"", Outcome(0, digest, reason=refusal, detail=str(error)[:100]))
+        return
+    _admit_envelope(draft, arrival, envelope, bodies)
+
+
+def _admit_envelope(draft: Draft, arrival: Arrival, envelope: Envelope, bodies: list[bytes]) -> None:
+    wallet, key = arrival.wallet, envelope.key
+    session = draft.market.identity.keys.get(key)
+    hashes = [event_hash(key, envelope.seq + index, body) for index, body in enumerate(bodies)]
+    start = _answer_known(draft, wallet, envelope, hashes, session)
+    if start == len(bodies):
+        return
+    problem = _gate(draft, arrival, envelope, len(bodies) - start, envelope.seq + start, session)
+    if problem is not None:
+        expected = 1 if session is None else session.last_number + 1
+        for index in range(start, len(bodies)):
+            outcome = Outcome(envelope.seq + index, hashes[index], 0, problem.refusal, expected, problem.detail)
+            draft.answer(wallet, key, outcome)
+        return
+    number = draft.open_envelope(wallet, arrival.data)
+    for index in range(start, len(bodies)):
+        place = envelope.seq + index
+        if not _admit_event(draft, wallet, key, place, hashes[index], bodies[index], (number, index)):
+            for late in range(index + 1, len(bodies)):
+                draft.answer(wallet, key, Outcome(envelope.seq + late, hashes[late], 0, Refusal.OUT_OF_SEQUENCE, place))
+            return
+
+
+def _answer_known(draft: Draft, wallet: str, envelope: Envelope, hashes: list[bytes], session: SessionKey | None) -> int:
+    """Answer again what the key has already had answered; how many events that are."""
+    if session is None or session.wallet != wallet:
+        return 0
+    done = 0
+    for index, digest in enumerate(hashes):
+        number = envelope.seq + index
+        if number > session.last_number:
+            break
+        kept = session.outcomes.get(number)
+        if kept is not None and kept[0] == digest[:16]:
+            outcome = Outcome(number, digest, kept[1], kept[2])
+        else:
+            outcome = Outcome(number, digest, 0, Refusal.OUT_OF_SEQUENCE, session.last_number + 1)
+        draft.answer(wallet, envelope.key, outcome)
+        done = index + 1
+    return done
+
+
+def _gate(draft: Draft, arrival: Arrival, envelope: Envelope, events: int, first: int, session: SessionKey | None) -> Problem | None:
+    """What can be said against the message before its events are looked at."""
+    market, memory = draft.market, draft.memory
+    if session is not None:
+        if session.wallet != arrival.wallet:
+            return Problem(Refusal.NOT_YOURS)
+        if session.revoked:
+            return Problem(Refusal.KEY_REVOKED)
+        if first != session.last_number + 1:
+            return Problem(Refusal.OUT_OF_SEQUENCE)
+    elif envelope.seq != 1:
+        return Problem(Refusal.UNKNOWN_KEY)
+    if not memory.may_send(arrival.wallet, events, draft.now_ms):
+        return Problem(Refusal.RATE_LIMITED)
+    if session is None:
+        problem = _stranger(market, arrival.wallet, envelope, draft.now_ms)
+        if problem is not None:
+            return problem
+    if not signature_is_good(envelope, memory.verify_key(envelope.key), memory.market_id, intake(arrival.wallet)):
+        if session is None:
+            memory.verify_keys.pop(envelope.key, None)
+        return Problem(Refusal.BAD_SIGNATURE)
+    return None
+
+
+def _stranger(market: Market, wallet: str, envelope: Envelope, now_ms: int) -> Problem | None:
+    """A key that the market does not know may only bring its wallet's delegation."""
+    try:
+        event = decode_event(split_batch(envelope.body)[0])
+    except Malformed as error:
+        return Problem(Refusal.MALFORMED, str(error))
+    if not isinstance(event, SessionKeyAuthorised):
+        return Problem(Refusal.UNKNOWN_KEY)
+    if event.key != envelope.key.hex():
+        return Problem(Refusal.NOT_YOURS)
+    signed = delegation.SignedDelegation(text=event.text, signature=event.wallet_signature)
+    try:
+        found = delegation.check(signed, market_id=market.market_id, key_hex=event.key, now_ms=now_ms)
+    except delegation.DelegationRefused as error:
+        return Problem(error.refusal, error.why)
+    if found.wallet != wallet or found.role != event.role or found.expires_ms != event.expires_ms:
+        return Problem(Refusal.NOT_YOURS, "the delegation says something else than the event")
+    return None
+
+
+def _admit_event(draft: Draft, wallet: str, key: bytes, number: int, digest: bytes, body: bytes, origin: tuple[int, int]) -> bool:
+    """Fold one event or refuse it; whether its number is used up."""
+    problem, event = _problem_of(draft, wallet, key, number, digest, body, origin)
+    if problem is None and event is not None:
+        draft.answer(wallet, key, Outcome(number, digest, draft.market.last_seq))
+        draft.follow(event)
+        return True
+    assert problem is not None
+    seq = 0
+    known = draft.market.identity.keys.get(key) is not None
+    if known and problem.refusal in RECORDED and draft.memory.may_record_refusal(wallet, draft.now_ms):
+        event = EventRefused(key=key.hex(), number=number, hash=digest.hex(), reason=problem.refusal, at_ms=draft.now_ms)
+        if draft.decide(event) is None:
+            seq = draft.market.last_seq
+    expected = number if seq == 0 else number + 1
+    draft.answer(wallet, key, Outcome(number, digest, seq, problem.refusal, expected, problem.detail))
+    return seq > 0
+
+
+def _problem_of(
+    draft: Draft, wallet: str, key: bytes, number: int, digest: bytes, body: bytes, origin: tuple[int, int]
+) -> tuple[Problem | None, Event | None]:
+    if len(body) > EVENT_BYTES_MAX:
+        return Problem(Refusal.TOO_LARGE), None
+    try:
+        event = decode_event(body)
+    except Malformed as error:
+        return Problem(Refusal.MALFORMED, str(error)[:100]), None
+    check = CHECKS.get(type(event))
+    if check is not None:
+        problem = check(draft.market, wallet, event)
+        if problem is not None:
+            return problem, None
+    record = Record(draft.market.last_seq + 1, draft.now_ms, event, wallet, key, number, digest)
+    refusal = draft.admit(record, body, origin)
+    return (None, event) if refusal is None else (Problem(refusal), None)
+
+
+def _check_submission(market: Market, wallet: str, event: JobSubmitted) -> Problem | None:
+    """Quotas, and requirements that no node could ever meet because they contradict each other."""
+    if event.job_id in market.jobs:
+        return None  # the fold knows whether it is the same one sent again
+    problem = _check_requirements(event) or _check_target(market, event)
+    if problem is not None:
+        return problem
+    if event.org_id is not None:
+        org = market.identity.orgs.get(event.org_id)
+        if org is None or wallet not in org.members:
+            return Problem(Refusal.NOT_A_MEMBER)
+    policy = market.policy
+    if event.program.inputs_bytes > policy.inputs_bytes_max:
+        return Problem(Refusal.QUOTA_EXCEEDED, f"inputs may have {policy.inputs_bytes_max} bytes")
+    if market.queued_of.get(wallet, 0) >= policy.max_queue:
+        return Problem(Refusal.QUEUE_FULL, f"{policy.max_queue} queued jobs")
+    return None
+
+
+def _check_requirements(event: JobSubmitted) -> Problem | None:
+    asked = event.requirements
+    told = None
+    if event.kind is not JobKind.BATCH:
+        told = f"this market runs no {event.kind.value} jobs yet"
+    elif event.num_nodes != 1:
+        told = "this market runs no jobs over several nodes yet"
+    elif not event.program.argv:
+        told = "there is no command"
+    elif any("\0" in argument for argument in event.program.argv):
+        told = "an argument holds a zero byte"
+    elif asked.num_gpus == 0 and (asked.vram_mib or asked.total_vram_mib or asked.gpu_models):
+        told = "GPU memory or a GPU model is asked for, but no GPU"
+    elif asked.target_cards and (asked.target_node is None or len(set(asked.target_cards)) != asked.num_gpus):
+        told = "the target cards are not as many as the GPUs asked for"
+    return None if told is None else Problem(Refusal.INVALID_REQUIREMENT, told)
+
+
+def _check_target(market: Market, event: JobSubmitted) -> Problem | None:
+    target = event.requirements.target_node
+    if target is None:
+        return None
+    node = market.nodes.get(target)
+    if node is None:
+        return Problem(Refusal.UNKNOWN_TARGET, f"no node {target}")
+    there = {card.index for card in node.offer.cards}
+    missing = sorted(set(event.requirements.target_cards) - there)
+    if missing:
+        return Problem(Refusal.UNKNOWN_TARGET, f"node {node.offer.name} has cards {sorted(there)}, not {missing}")
+    return None
+
+
+CHECKS: dict[type[Event], Callable[[Market, str, Any], Problem | None]] = {JobSubmitted: _check_submission}
+"""What is asked of an event beyond what its fold asks."""
