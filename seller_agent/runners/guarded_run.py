@@ -8,6 +8,7 @@ boot id tells that nothing can be running. (Renaming over a file costs 15 times 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -33,6 +34,12 @@ class Refused(Exception):
         super().__init__(message)
         self.reason = reason
         self.exit_code = exit_code
+
+
+def complain(words: str) -> None:
+    """A line for the supervisor's log; a full disk must not end the guard."""
+    with contextlib.suppress(OSError):
+        print(words, file=sys.stderr, flush=True)
 
 
 class Run:
@@ -86,7 +93,7 @@ class Run:
             finally:
                 os.close(file)
         except OSError as failure:
-            print(f"{self.name}: record not written: {failure}", file=sys.stderr, flush=True)
+            complain(f"{self.name}: record not written: {failure}")
 
     def lease_end(self) -> float:
         """When the run must be killed for its lease, on the monotonic clock as of now."""

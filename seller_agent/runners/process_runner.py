@@ -91,7 +91,7 @@ class ProcessRunner:
         self._closed = False
         self._exited: dict[str, RunStatus] = {}
         self._waiting: dict[str, set[asyncio.Future[RunStatus]]] = {}
-        self._interpreters: dict[str, str] = {}
+        self._interpreters: dict[tuple[str, str], str] = {}
 
     def job_path(self, spec: RunSpec) -> str:
         return f"{spec.folder}/job"
@@ -169,7 +169,7 @@ class ProcessRunner:
     async def close(self) -> None:
         self._closed = True
         if self._link is not None:
-            self._link.close()
+            await self._link.close()
 
     # What the link tells.
 
@@ -196,10 +196,10 @@ class ProcessRunner:
         if name not in ("python", "python3"):
             return name
         path = environment_of(spec)["PATH"]
-        if path not in self._interpreters:
+        if (name, path) not in self._interpreters:
             found = shutil.which(name, path=path)
-            self._interpreters[path] = await real_interpreter(found, path) if found is not None else name
-        return self._interpreters[path]
+            self._interpreters[name, path] = await real_interpreter(found, path) if found is not None else name
+        return self._interpreters[name, path]
 
     async def _ask(self, request: dict[str, Any]) -> Answer:
         """Ask, again when the supervisor goes away meanwhile: every request may be repeated. Raises RunnerError."""

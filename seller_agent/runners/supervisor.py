@@ -89,8 +89,9 @@ def listen(state: str) -> socket.socket:
     os.chdir(state)
     with contextlib.suppress(FileNotFoundError):
         os.unlink("socket")
-    os.umask(0o077)
+    os.umask(0o177)
     listener.bind("socket")
+    os.umask(0o077)  # also the jobs': what they write is none of the machine's other users' business
     listener.listen(128)
     os.chdir("/")
     return listener

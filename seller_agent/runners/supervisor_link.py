@@ -89,6 +89,7 @@ class Link(asyncio.Protocol):
         self._outgoing: list[bytes] = []
         self._asked: dict[int, asyncio.Future[Answer]] = {}
         self._number = 0
+        self._gone = asyncio.Event()
         self.followed: set[str] = set()
         """Runs whose exit will be pushed over this link."""
         self.greeting: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -124,15 +125,17 @@ class Link(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
+        self._gone.set()
         lose(self.greeting)
         for future in self._asked.values():
             lose(future)
         self._asked.clear()
         self._listener.note_loss()
 
-    def close(self) -> None:
+    async def close(self) -> None:
         if self._transport is not None:
             self._transport.close()
+            await self._gone.wait()
 
     async def ask(self, request: dict[str, Any]) -> Answer:
         """Send one request and wait for its answer. Raises LinkLost."""
@@ -176,10 +179,10 @@ async def dial(state: Path, listener: Listener) -> Link | None:
     try:
         spoken = await asyncio.wait_for(link.greeting, HELLO_MAX_S)
     except (LinkLost, TimeoutError):
-        link.close()
+        await link.close()
         return None
     if spoken != PROTOCOL:
-        link.close()
+        await link.close()
         raise RunnerError(
             "container_error", f"the supervisor speaks version {spoken}, this agent {PROTOCOL}: let its runs end, then start again"
         )

@@ -14,12 +14,11 @@ import resource
 import selectors
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable
 
 from seller_agent.runners import proc
-from seller_agent.runners.guarded_run import Message, Refused, Run, read_record, spawn
+from seller_agent.runners.guarded_run import Message, Refused, Run, complain, read_record, spawn
 
 PROTOCOL = 1
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}\Z")
@@ -172,7 +171,7 @@ class Supervisor:
             number = asked["id"]
             act = {
                 "start": self.start,
-                "list": self.list,
+                "list": self.report_all,
                 "status": self.status,
                 "renew": self.renew,
                 "stop": self.stop,
@@ -198,7 +197,6 @@ class Supervisor:
         if run.due() <= time.monotonic():
             raise Refused("lease_expired", "the lease is too short to start under")
         self.launch(run, asked)
-        self.runs[name] = run
         return {"run": run.status()}
 
     def launch(self, run: Run, asked: Message) -> None:
@@ -207,19 +205,21 @@ class Supervisor:
         try:
             run.pid = spawn(run.folder, asked["argv"], environment)
         except Refused as refused:
+            self.runs[run.name] = run
             run.say_to_stderr(str(refused))
             run.note(state="exited", ran_ms=0, exit_code=refused.exit_code, error=refused.reason, detail=str(refused))
             return
-        self.guarded[run.pid] = run
+        self.runs[run.name] = self.guarded[run.pid] = run
+        self.wake_at = min(self.wake_at, run.due(), time.monotonic() + TICK_S)
         if asked.get("memory_bytes"):
-            resource.prlimit(run.pid, resource.RLIMIT_AS, (asked["memory_bytes"],) * 2)
+            with contextlib.suppress(OSError, ValueError):  # we may only lower a limit, and a program may have become another user's
+                resource.prlimit(run.pid, resource.RLIMIT_AS, (asked["memory_bytes"],) * 2)
         born = proc.process(run.pid)
         assert born is not None, "a child that nobody reaped has an entry in /proc"
         run.record["started_unix_ms"] = started_unix_ms
         run.write({**run.record, "boot_id": self.boot_id, "pid": run.pid, "start_ticks": born.start_ticks})
-        self.wake_at = min(self.wake_at, run.due(), time.monotonic() + TICK_S)
 
-    def list(self, _: Message) -> Message:
+    def report_all(self, _: Message) -> Message:
         return {"runs": [run.status() for run in self.runs.values()]}
 
     def status(self, asked: Message) -> Message:
@@ -379,7 +379,7 @@ class Supervisor:
         sessions = {run.record["pid"]: run.record["start_ticks"] for run in lost if run.record.get("boot_id") == self.boot_id}
         immortal = proc.end_leftovers(self.root, sessions, SWEEP_MAX_S)
         if immortal:
-            print(f"the kernel does not end processes {sorted(immortal)}", file=sys.stderr, flush=True)
+            complain(f"the kernel does not end processes {sorted(immortal)}")
         for run in lost:
             rebooted = run.record.get("boot_id", self.boot_id) != self.boot_id
             run.note(
