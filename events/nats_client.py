@@ -1,0 +1,172 @@
+"""One connection of nats-py, and what arrives on it: the only module that knows the library.
+
+Made for one use: it never reconnects. Whoever wants a connection that comes back takes `events/connection.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import NamedTuple
+
+from nats import errors as nats_errors
+from nats.aio.client import Client
+
+from events.errors import ConnectionRefused, MarketUnreachable
+
+CONNECT_TIMEOUT_S = 5
+CLOSE_TIMEOUT_S = 2.0
+PING_INTERVAL_S = 10
+HINT = "is the market running? `bazaar-market status` says so on its machine"
+
+log = logging.getLogger("bazaar.connection")
+
+
+class Message(NamedTuple):
+    """What arrives. `headers` is None when there are none; a status of the broker stands there as `Status` and `Description`."""
+
+    subject: str
+    data: bytes
+    reply: str = ""
+    headers: dict[str, str] | None = None
+
+
+Sink = Callable[[Message], None]
+
+
+def parse_headers(raw: bytes | None) -> dict[str, str] | None:
+    """The headers of a message, `NATS/1.0 404 Message Not Found` included. Hostile bytes give odd strings, never an error."""
+    if not raw:
+        return None
+    first, *lines = raw.split(b"\r\n")
+    _, _, status = first.decode("utf-8", "replace").partition(" ")
+    headers: dict[str, str] = {}
+    if status:
+        headers["Status"], _, headers["Description"] = status.partition(" ")
+    for line in lines:
+        name, colon, value = line.decode("utf-8", "replace").partition(":")
+        if colon:
+            headers[name.strip()] = value.strip()
+    return headers
+
+
+class NatsClient(Client):
+    """A client of nats-py whose messages go to `sinks` at once, instead of through a queue and a task each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sinks: dict[int, Sink] = {}
+        self.ended = False
+        self.trouble = ""
+        """What nats-py last reported aside."""
+
+    @property
+    def is_usable(self) -> bool:
+        return self.is_connected and not self.ended
+
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
+        sink = self.sinks.get(sid)
+        if sink is None:
+            return
+        try:
+            sink(Message(subject.decode(), data, reply.decode(), parse_headers(headers)))
+        except Exception:
+            log.exception("a subscription to %s failed", subject.decode("utf-8", "replace"))
+
+    async def attach(self, subject: str, queue: str, sink: Sink) -> int:
+        """Subscribe; the number by which the subscription is detached."""
+        sid = self._sid + 1
+        self.sinks[sid] = sink
+        subscription = await self.subscribe(subject, queue=queue)
+        assert sid == subscription._id, "nats-py numbers its subscriptions one by one"
+        return sid
+
+    async def detach(self, sid: int) -> None:
+        """End a subscription."""
+        self.sinks.pop(sid, None)
+        self._remove_sub(sid)
+        if self.is_usable:
+            await self._send_unsubscribe(sid)
+
+    async def send(self, subject: str, data: bytes, reply: str, headers: dict[str, str] | None) -> None:
+        """Write a message. Raises MarketUnreachable."""
+        try:
+            await self.publish(subject, data, reply=reply, headers=headers)
+        except (nats_errors.ConnectionClosedError, nats_errors.OutboundBufferLimitError, OSError) as error:
+            raise MarketUnreachable(why=str(error), hint=HINT) from None
+
+    async def round_trip(self, timeout_s: float) -> None:
+        """Return when the broker has taken everything written so far. Raises MarketUnreachable."""
+        try:
+            await asyncio.wait_for(self.flush(), timeout_s)
+        except (TimeoutError, nats_errors.Error, OSError) as error:
+            raise MarketUnreachable(why=f"no answer to a ping ({str(error) or 'timed out'})", hint=HINT) from None
+
+    def when_ended(self, callback: Callable[[NatsClient], None]) -> None:
+        """Call back once when this connection is over, however it ended: its reading task ends in every case."""
+        assert self._reading_task is not None
+        self._reading_task.add_done_callback(lambda _: callback(self))
+
+    async def dispose(self) -> None:
+        """Close, whatever state it is in, and leave no socket."""
+        self.ended = True
+        with suppress(Exception):
+            await asyncio.wait_for(self.close(), CLOSE_TIMEOUT_S)
+        if self._transport is not None:
+            self._transport.close()  # type: ignore[no-untyped-call]
+            with suppress(Exception):
+                await asyncio.wait_for(self._transport.wait_closed(), CLOSE_TIMEOUT_S)  # type: ignore[no-untyped-call]
+
+
+async def connect(
+    url: str,
+    *,
+    name: str,
+    seed: str,
+    token: str | None,
+    inbox: str,
+    tls: ssl.SSLContext | None,
+    reported: Callable[[str], Awaitable[None]],
+) -> NatsClient:
+    """A client that is logged in. `reported` hears what the broker complains of. Raises MarketUnreachable, ConnectionRefused."""
+    client = NatsClient()
+
+    async def error_cb(error: Exception) -> None:
+        client.trouble = str(error) or type(error).__name__
+        await reported(client.trouble)
+
+    try:
+        await client.connect(
+            url.split(","),
+            name=name,
+            nkeys_seed_str=seed,
+            token=token,
+            inbox_prefix=inbox,
+            error_cb=error_cb,
+            allow_reconnect=False,
+            connect_timeout=CONNECT_TIMEOUT_S,
+            max_reconnect_attempts=1,  # of each address, counted from 0; 0 would mean for ever
+            reconnect_time_wait=0,
+            ping_interval=PING_INTERVAL_S,
+            tls=tls,
+        )
+    except BaseException as error:
+        await client.dispose()
+        if not isinstance(error, TimeoutError | nats_errors.Error | OSError):
+            raise
+        raise _not_let_in(url, name, client.trouble or str(error)) from None
+    if not client.is_connected:  # nats-py can return a client that the broker has closed
+        await client.dispose()
+        raise _not_let_in(url, name, client.trouble or str(client.last_error))
+    return client
+
+
+def _not_let_in(url: str, name: str, trouble: str) -> MarketUnreachable | ConnectionRefused:
+    if "authorization" not in trouble.lower():
+        return MarketUnreachable(why=f"{url}: {trouble}", hint=HINT)
+    return ConnectionRefused(
+        why=f"{url} did not accept the key of {name}", hint="log in again: the delegation may have expired, or be for another market"
+    )
