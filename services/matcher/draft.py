@@ -1,6 +1,6 @@
 """A turn being written: events are folded into the market as they are put down, and closed into pages.
 
-Pure but for the market and the memory that it is given, which it changes in place: if the pages cannot be appended, both must be thrown away.
+Pure but for the market and memory it is given, which it changes in place: if the pages cannot be appended, both must be thrown away.
 """
 
 from __future__ import annotations

@@ -1,0 +1,407 @@
+"""The matcher as a process: intake -> turn -> ledger -> live feeds. It holds no rule of the market; those are in `turn.py` and below.
+
+A page is appended where the last one ended, or not at all; only then is anybody told. When an append fails for certain, another matcher
+writes: this one forgets everything, folds the ledger again and stands by.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+from events.nats_log import Intake
+from nacl.signing import SigningKey
+
+from events import wire
+from events.codec import Malformed
+from events.connection import Connection
+from events.errors import AppendConflict, LogUnavailable, MarketUnreachable
+from events.fact import Event
+from events.log import Log
+from events.market import MarketCreated, MatcherStarted
+from events.nats_client import Message
+from events.page import encode_page
+from events.subjects import LIVE_MARKET, inbox_prefix, live
+from projections import snapshot
+from projections.market import Market
+from services.follower import restore
+from services.matcher import answers
+from services.matcher.admission import Arrival
+from services.matcher.draft import Closed, Draft
+from services.matcher.memory import Memory
+from services.matcher.turn import ARRIVALS_MAX, Answers, BeatArrival, turn
+
+log = structlog.get_logger("matcher")
+
+TICK_S = 5.0
+VERIFIED_FOR_S = 5.0
+"""A matcher that has not seen the ledger's tail for longer answers no heartbeat: it may have been replaced."""
+STANDBY_AFTER_S = 15.0
+"""A leader that is silent for longer is taken over by a standby."""
+CLOCK_BEHIND_MS_MAX = 2000
+SNAPSHOT_EVERY_S = 60.0
+
+
+class ClockBehind(Exception):
+    """This machine's clock is behind the ledger: time in the ledger would run backwards."""
+
+
+class PageClock:
+    """The only clock that decides anything: the wall clock read once, advanced by the monotonic one."""
+
+    def __init__(self) -> None:
+        self._base_ms = time.time_ns() // 1_000_000
+        self._base_ns = time.monotonic_ns()
+
+    def now_ms(self) -> int:
+        """Milliseconds since 1970, never running backwards."""
+        return self._base_ms + (time.monotonic_ns() - self._base_ns) // 1_000_000
+
+
+@dataclass(frozen=True)
+class MatcherKeys:
+    """The market's hot key and the secret behind the names of the live feeds."""
+
+    signing_key: SigningKey
+    live_secret: bytes
+
+    def live_token(self, wallet: str) -> str:
+        """What makes a wallet's feed impossible to name for others."""
+        return hmac.new(self.live_secret, wallet.encode(), hashlib.sha256).hexdigest()[:20]
+
+
+class Matcher:
+    """One matcher. `run` returns when `stop` was called."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        ledger: Log,
+        keys: MatcherKeys,
+        *,
+        genesis: MarketCreated | None,
+        snapshot_file: Path | None,
+        version: str,
+        standby: bool = False,
+    ) -> None:
+        self._connection = connection
+        self._ledger = ledger
+        self._keys = keys
+        self._genesis = genesis
+        self._snapshot_file = snapshot_file
+        self._version = version
+        self._standby = standby
+        self._clock = PageClock()
+        self._arrivals: list[tuple[Arrival, int]] = []
+        self._beats: list[BeatArrival] = []
+        self._questions: list[tuple[Callable[[Message], bytes], Message]] = []
+        """Asked of the fold; answered after the append, so that nobody is told what is not durable."""
+        self._purging: asyncio.Task[None] | None = None
+        self._purge_seq = 0
+        self._wake = asyncio.Event()
+        self._stopping = False
+        self._leading = False
+        self._verified_s = 0.0
+        self._heard_leader_s = 0.0
+        self._tokens: dict[str, str] = {}
+        self._created = ""
+        self._snapshot_at = (0.0, 0)
+        self.market = Market()
+        self.memory: Memory | None = None
+        self.intake: Intake | None = None
+        self.ready = asyncio.Event()
+        """Set once this matcher leads and answers."""
+
+    # --- life ---
+
+    async def run(self) -> None:
+        """Lead, or stand by and lead when nobody else does, until `stop`."""
+        await self._listen()
+        while not self._stopping:
+            try:
+                if self._standby:
+                    await self._stand_by()
+                await self._lead()
+            except AppendConflict:
+                log.warning("another matcher writes this ledger: standing by")
+                self._standby = True
+            except (LogUnavailable, MarketUnreachable) as error:
+                log.warning("the ledger is not available", why=error.why or str(error))
+                await asyncio.sleep(0.2)
+            finally:
+                self._leading = False
+                self.ready.clear()
+        self._save_snapshot()
+
+    def stop(self) -> None:
+        """End after the present turn."""
+        self._stopping = True
+        self._wake.set()
+
+    async def _listen(self) -> None:
+        connection = self._connection
+        self.intake = Intake(connection, self._on_intake)
+        await connection.subscribe("rpc.hello.*", self._on_hello)
+        await connection.subscribe("rpc.sync.*", self._on_sync)
+        await connection.subscribe("rpc.beat.*", self._on_beat)
+        await connection.subscribe("market.digest", self._on_digest)
+        await connection.subscribe(LIVE_MARKET, self._on_tick)
+
+    async def _stand_by(self) -> None:
+        """Keep folding, and return when the leader has been silent for long enough."""
+        follower, _ = await restore(self._ledger, self._snapshot_file)
+        self._heard_leader_s = time.monotonic()
+        while not self._stopping and time.monotonic() - self._heard_leader_s < STANDBY_AFTER_S:
+            await follower.catch_up(self._ledger)
+            await asyncio.sleep(1.0)
+        self._standby = False
+
+    async def _lead(self) -> None:
+        follower, how = await restore(self._ledger, self._snapshot_file)
+        self._created = (await self._ledger.head()).created
+        began = time.monotonic()
+        await follower.catch_up(self._ledger)
+        self.market = follower.market
+        log.info("ledger folded", how=how, seq=self.market.last_seq, pages=self.market.pages, s=round(time.monotonic() - began, 2))
+        if follower.void:
+            log.error("the ledger holds events without effect", void=follower.void)
+        behind_ms = self.market.time_ms - self._clock.now_ms()
+        if behind_ms > CLOCK_BEHIND_MS_MAX:
+            raise ClockBehind(f"The clock is {behind_ms} ms behind the last page of the ledger: set it, then start again.")
+        await self._begin()
+        assert self.intake is not None
+        self._arrivals.clear()
+        self._beats.clear()
+        await self.intake.start()
+        self._leading = True
+        self.ready.set()
+        await self._turns()
+
+    async def _begin(self) -> None:
+        """Write down that this matcher leads; in an empty ledger, that the market exists."""
+        first: list[Event] = [MatcherStarted(version=self._version)]
+        now_ms = self._now_ms()
+        if not self.market.market_id:
+            assert self._genesis is not None, "an empty ledger needs a genesis"
+            first.insert(0, self._genesis)
+        self.memory = Memory(self.market, self._keys.signing_key, now_ms)
+        if self._genesis is not None and not self.market.market_id:
+            self.memory.market_id = bytes.fromhex(self._genesis.market_id)
+        draft = Draft(self.market, self.memory, now_ms)
+        for event in first:
+            refused = draft.decide(event)
+            assert refused is None, f"{type(event).__name__}: {refused}"
+        draft.close()
+        await self._append(draft.closed)
+
+    def _now_ms(self) -> int:
+        return max(self._clock.now_ms(), self.market.time_ms)
+
+    # --- turns ---
+
+    async def _turns(self) -> None:
+        next_tick_s = 0.0
+        while not self._stopping:
+            if time.monotonic() >= next_tick_s:
+                await self._tick()
+                next_tick_s = time.monotonic() + TICK_S
+            if not self._arrivals and not self._beats and not self._questions:
+                await self._sleep(next_tick_s)
+            await self._turn()
+
+    async def _sleep(self, until_s: float) -> None:
+        """Until something arrives, something is due, or it is time to tick."""
+        assert self.memory is not None
+        self._wake.clear()
+        if self._arrivals or self._beats or self._questions or self._stopping:
+            return
+        wait_s = until_s - time.monotonic()
+        due_ms = self.memory.next_wakeup_ms()
+        if due_ms is not None:
+            wait_s = min(wait_s, (due_ms - self._now_ms()) / 1000)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._wake.wait(), max(0.0, wait_s) + 0.0005)
+
+    async def _turn(self) -> None:
+        assert self.memory is not None and self.intake is not None
+        taken, self._arrivals = self._arrivals[:ARRIVALS_MAX], self._arrivals[ARRIVALS_MAX:]
+        beats: list[BeatArrival] = []
+        if self._beats and time.monotonic() - self._verified_s < VERIFIED_FOR_S:
+            beats, self._beats = self._beats, []
+        closed, told = turn(self.market, [arrival for arrival, _ in taken], beats, self._now_ms(), self.memory)
+        await self._append(closed)
+        await self._tell(closed, told)
+        await self._answer_questions()
+        if taken:
+            self._purge(taken[-1][1])
+        self._pass_on(beats)
+
+    def _purge(self, seq: int) -> None:
+        """Throw away what is durable now, beside the next turn."""
+        self._purge_seq = seq
+        if self._purging is None or self._purging.done():
+            self._purging = asyncio.create_task(self._purge_on())
+
+    async def _purge_on(self) -> None:
+        assert self.intake is not None
+        done = 0
+        while done < self._purge_seq:
+            done = self._purge_seq
+            try:
+                await self.intake.purge_to(done)
+            except (MarketUnreachable, LogUnavailable) as error:
+                log.warning("the intake was not purged", why=error.why or str(error))
+                return
+
+    async def _answer_questions(self) -> None:
+        asked, self._questions = self._questions, []
+        for answer, message in asked:
+            with suppress(MarketUnreachable):
+                await self._connection.publish(message.reply, answer(message))
+
+    async def _append(self, closed: list[Closed]) -> None:
+        """Make the pages durable, in order. What fails here for certain makes the market in memory worthless."""
+        position = self.market.pages - len(closed)
+        for page in closed:
+            data = encode_page(page.page)
+            try:
+                await self._ledger.append(data, position)
+            except LogUnavailable:
+                await self._append_again(data, position)
+            position += 1
+            self._verified_s = time.monotonic()
+
+    async def _append_again(self, data: bytes, position: int) -> None:
+        """Unknown whether the page was appended: look, and send the identical bytes until it is known."""
+        while not self._stopping:
+            await asyncio.sleep(0.1)
+            try:
+                stored = await self._ledger.read(position + 1)
+                if stored is None:
+                    await self._ledger.append(data, position)
+                elif stored.data != data:
+                    raise AppendConflict
+                return
+            except LogUnavailable as error:
+                log.warning("the ledger does not answer; trying again", why=error.why or str(error))
+        raise LogUnavailable("stopped before the last page was known to be durable")
+
+    async def _tell(self, closed: list[Closed], told: Answers) -> None:
+        connection = self._connection
+        with suppress(MarketUnreachable):
+            for page in closed:
+                for wallet, frame in page.frames:
+                    await connection.publish(live(wallet, self._live_token(wallet)), wire.encode(frame))
+            for wallet, frame in told.frames:
+                await connection.publish(live(wallet, self._live_token(wallet)), wire.encode(frame))
+            for reply, answer in told.beats:
+                await connection.publish(reply, wire.encode(answer))
+
+    def _pass_on(self, beats: list[BeatArrival]) -> None:
+        """Telemetry for the read model, inside the market's own account."""
+        for arrival in beats:
+            view = wire.BeatView(beat=arrival.beat, wallet=arrival.wallet, time_ms=self.market.time_ms)
+            self._spawn(self._connection.publish(f"beats.{arrival.beat.node_id}", wire.encode(view)))
+
+    def _spawn(self, publishing: object) -> None:
+        if asyncio.iscoroutine(publishing):
+            task = asyncio.ensure_future(publishing)
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    def _live_token(self, wallet: str) -> str:
+        token = self._tokens.get(wallet)
+        if token is None:
+            token = self._tokens[wallet] = self._keys.live_token(wallet)
+        return token
+
+    async def _tick(self) -> None:
+        """Say where the ledger stands, and make sure that it still ends where this matcher thinks."""
+        head = await self._ledger.head()
+        if head.position != self.market.pages:
+            raise AppendConflict
+        self._verified_s = time.monotonic()
+        tick = wire.Tick(seq=self.market.last_seq, page_hash=self.market.page_hash, time_ms=self._now_ms())
+        with suppress(MarketUnreachable):
+            await self._connection.publish(LIVE_MARKET, wire.encode(tick), headers={"Matcher": self._instance})
+        at_s, seq = self._snapshot_at
+        if time.monotonic() - at_s > SNAPSHOT_EVERY_S and self.market.last_seq > seq:
+            self._save_snapshot()
+
+    def _save_snapshot(self) -> None:
+        if self._snapshot_file is None or not self._created or not self.market.market_id:
+            return
+        temporary = self._snapshot_file.with_suffix(".new")
+        temporary.write_bytes(snapshot.take(self.market, self._created))
+        os.replace(temporary, self._snapshot_file)
+        self._snapshot_at = (time.monotonic(), self.market.last_seq)
+
+    @property
+    def _instance(self) -> str:
+        return f"{os.getpid()}.{id(self)}"
+
+    # --- what arrives ---
+
+    def _on_intake(self, seq: int, subject: str, data: bytes) -> None:
+        self._arrivals.append((Arrival(subject.partition(".")[2], data), seq))
+        self._wake.set()
+
+    def _on_beat(self, message: Message) -> None:
+        wallet = message.subject.rpartition(".")[2]
+        if not self._leading or not message.reply.startswith(inbox_prefix(wallet) + "."):
+            return
+        with suppress(Malformed):
+            beat = wire.decode(message.data, wire.Beat)
+            self._beats.append(BeatArrival(wallet, beat, message.reply))
+            self._wake.set()
+
+    def _on_tick(self, message: Message) -> None:
+        if (message.headers or {}).get("Matcher") != self._instance:
+            self._heard_leader_s = time.monotonic()
+
+    def _ask(self, answer: Callable[[Message], bytes], message: Message, who: str) -> None:
+        """Queue a question for after the next append. Nobody is answered outside its own inbox."""
+        if self._leading and message.reply.startswith(who):
+            self._questions.append((answer, message))
+            self._wake.set()
+
+    def _on_hello(self, message: Message) -> None:
+        self._ask(self._hello, message, inbox_prefix(message.subject.rpartition(".")[2]) + ".")
+
+    def _on_sync(self, message: Message) -> None:
+        self._ask(self._sync, message, inbox_prefix(message.subject.rpartition(".")[2]) + ".")
+
+    def _on_digest(self, message: Message) -> None:
+        self._ask(self._digest, message, "")
+
+    def _hello(self, message: Message) -> bytes:
+        market = self.market
+        hello = wire.Hello(
+            market_id=market.market_id,
+            name=market.name,
+            matcher_key=market.matcher_key,
+            time_ms=self._now_ms(),
+            seq=market.last_seq,
+            page_hash=market.page_hash,
+            version=self._version,
+        )
+        return wire.encode(hello)
+
+    def _sync(self, message: Message) -> bytes:
+        wallet = message.subject.rpartition(".")[2]
+        try:
+            request = wire.decode(message.data, wire.SyncRequest)
+        except Malformed as error:
+            return wire.encode(wire.Failure(code="malformed", detail=str(error)[:100]))
+        return wire.encode(answers.sync(self.market, request, wallet, self._live_token(wallet)))
+
+    def _digest(self, message: Message) -> bytes:
+        market = self.market
+        return wire.encode({"seq": market.last_seq, "digest": snapshot.digest(market), "page_hash": market.page_hash})
