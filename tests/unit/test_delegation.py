@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import msgspec
 import nkeys
@@ -19,6 +20,7 @@ from events.delegation import Delegation, DelegationRefused, SignedDelegation
 from events.reasons import Refusal
 from events.values import Role
 
+sys.setrecursionlimit(1000)  # what eth_account imports lifts it, and deeply nested bytes would crash the process
 WALLET_KEY = Account.from_key(b"\x11" * 32)
 WALLET = WALLET_KEY.address.lower()
 SEED = b"\x22" * 32
