@@ -8,7 +8,6 @@ Nothing is ever delivered later: what cannot be sent now raises. This module kno
 from __future__ import annotations
 
 import asyncio
-import inspect
 import random
 import re
 import ssl
@@ -18,7 +17,7 @@ from dataclasses import dataclass, field
 from secrets import token_hex
 
 from events.errors import BazaarError, ConnectionRefused, MarketUnreachable, Refused
-from events.nats_client import CONNECT_TIMEOUT_S, HINT, Message, NatsClient, Sink, connect, log
+from events.nats_client import CONNECT_TIMEOUT_S, HINT, Callback, Message, NatsClient, Subscription, connect, log
 from events.reasons import Refusal
 from events.subjects import inbox_prefix
 
@@ -26,8 +25,6 @@ GUEST = "guest"
 WALLET_PAYLOAD_MAX = 147_456
 """As `nats.conf` has it for the account USERS; beyond it the broker closes the connection, so it is checked here."""
 SERVICE_PAYLOAD_MAX = 4 << 20
-BACKLOG_MAX = 65_536
-"""Messages that wait for one subscription's slow callback; beyond it they are dropped, as the broker would."""
 REFUSED_WAIT_S_MAX = 30.0
 
 
@@ -72,53 +69,7 @@ class Guest:
 
 
 Identity = ServiceKey | WalletKey | Guest
-Callback = Callable[[Message], None] | Callable[[Message], Awaitable[None]]
 Hook = Callable[[], Awaitable[None]]
-
-
-class Subscription:
-    """A subscription that outlives clients. Messages reach an async callback in order, one at a time unless `concurrency` allows more."""
-
-    def __init__(self, connection: Connection, subject: str, callback: Callback, *, queue: str, concurrency: int) -> None:
-        self.subject = subject
-        self._connection = connection
-        self._queue = queue
-        self._callback = callback
-        self._sid = 0
-        self._workers: list[asyncio.Task[None]] = []
-        self._waiting: asyncio.Queue[Message] = asyncio.Queue(BACKLOG_MAX)
-        self._sink: Sink = callback  # type: ignore[assignment]
-        if inspect.iscoroutinefunction(callback):
-            self._sink = self._enqueue
-            self._workers = [asyncio.get_running_loop().create_task(self._work()) for _ in range(concurrency)]
-
-    async def unsubscribe(self) -> None:
-        """Stop at once; what waits is thrown away."""
-        self.stop()
-        await self._connection.forget(self, self._sid)
-
-    def stop(self) -> None:
-        """End the workers; the broker is not told."""
-        for worker in self._workers:
-            worker.cancel()
-
-    async def attach(self, client: NatsClient) -> None:
-        """Subscribe on this client."""
-        self._sid = await client.attach(self.subject, self._queue, self._sink)
-
-    def _enqueue(self, message: Message) -> None:
-        try:
-            self._waiting.put_nowait(message)
-        except asyncio.QueueFull:
-            log.warning("%s: too slow, a message on %s is dropped", self._connection.name, message.subject)
-
-    async def _work(self) -> None:
-        while True:
-            message = await self._waiting.get()
-            try:
-                await self._callback(message)  # type: ignore[misc]
-            except Exception:
-                log.exception("%s: the callback of %s failed", self._connection.name, self.subject)
 
 
 class Connection:
@@ -175,9 +126,10 @@ class Connection:
         """Whether `close` was called."""
         return self._closed
 
-    def on_up(self, hook: Hook) -> None:
-        """Run this after every connect from now on, the next one first."""
+    def on_up(self, hook: Hook) -> Callable[[], None]:
+        """Run this after every connect from the next one on. The answer, called, ends that."""
         self._hooks.append(hook)
+        return lambda: self._hooks.remove(hook)
 
     async def open(self, *, wait_s: float | None = 0.0) -> Connection:
         """Connect, trying again for `wait_s` (None: for ever). Raises MarketUnreachable or ConnectionRefused, whichever was last."""
@@ -227,6 +179,11 @@ class Connection:
         if self._closed:
             raise self._unreachable()
 
+    def drop(self) -> None:
+        """Give up the present client as if the broker had gone; a new one follows. For when a stream fell silent."""
+        if self._client is not None:
+            self._ended(self._client)
+
     # --- talking ---
 
     async def publish(self, subject: str, data: bytes = b"", reply: str = "", headers: dict[str, str] | None = None) -> None:
@@ -265,7 +222,7 @@ class Connection:
     async def subscribe(self, subject: str, callback: Callback, *, queue: str = "", concurrency: int = 1) -> Subscription:
         """Call back with every Message on `subject` from now on, over all reconnects. A plain function is called in the
         reading loop and must be quick; an async one runs in `concurrency` tasks of its own."""
-        subscription = Subscription(self, subject, callback, queue=queue, concurrency=concurrency)
+        subscription = Subscription(subject, callback, queue=queue, concurrency=concurrency, forget=self._forget)
         self._subscriptions.append(subscription)
         if self._client is not None:
             await subscription.attach(self._client)
@@ -275,14 +232,13 @@ class Connection:
         """A subject for answers that nobody can guess."""
         return f"{self.identity.inbox}.{token_hex(16)}"
 
-    async def forget(self, subscription: Subscription, sid: int) -> None:
-        """The end of a subscription; use `Subscription.unsubscribe`."""
+    # --- one client after the other ---
+
+    async def _forget(self, subscription: Subscription) -> None:
         with suppress(ValueError):
             self._subscriptions.remove(subscription)
-        if self._client is not None and sid:
-            await self._client.detach(sid)
-
-    # --- one client after the other ---
+        if self._client is not None:
+            await self._client.detach(subscription.sid)
 
     async def _establish(self) -> None:
         """One attempt: a client, every subscription, every hook."""
@@ -295,7 +251,7 @@ class Connection:
             self._client = client
             client.when_ended(self._ended)
             self.generation += 1
-            for hook in self._hooks:
+            for hook in list(self._hooks):
                 await hook()
             if client.ended:
                 raise self._unreachable()

@@ -6,6 +6,7 @@ Made for one use: it never reconnects. Whoever wants a connection that comes bac
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import ssl
 from collections.abc import Awaitable, Callable
@@ -20,6 +21,8 @@ from events.errors import ConnectionRefused, MarketUnreachable
 CONNECT_TIMEOUT_S = 5
 CLOSE_TIMEOUT_S = 2.0
 PING_INTERVAL_S = 10
+BACKLOG_MAX = 65_536
+"""Messages that wait for one subscription's slow callback; beyond it they are dropped, as the broker would."""
 HINT = "is the market running? `bazaar-market status` says so on its machine"
 
 log = logging.getLogger("bazaar.connection")
@@ -35,6 +38,7 @@ class Message(NamedTuple):
 
 
 Sink = Callable[[Message], None]
+Callback = Sink | Callable[[Message], Awaitable[None]]
 
 
 def parse_headers(raw: bytes | None) -> dict[str, str] | None:
@@ -119,6 +123,54 @@ class NatsClient(Client):
             self._transport.close()  # type: ignore[no-untyped-call]
             with suppress(Exception):
                 await asyncio.wait_for(self._transport.wait_closed(), CLOSE_TIMEOUT_S)  # type: ignore[no-untyped-call]
+
+
+class Subscription:
+    """A subscription that outlives clients. Messages reach an async callback in order, one at a time unless `concurrency` allows more."""
+
+    def __init__(
+        self, subject: str, callback: Callback, *, queue: str, concurrency: int, forget: Callable[[Subscription], Awaitable[None]]
+    ) -> None:
+        self.subject = subject
+        self.sid = 0
+        """Its number on the present client."""
+        self._queue = queue
+        self._callback = callback
+        self._forget = forget
+        self._workers: list[asyncio.Task[None]] = []
+        self._waiting: asyncio.Queue[Message] = asyncio.Queue(BACKLOG_MAX)
+        self._sink: Sink = callback  # type: ignore[assignment]
+        if inspect.iscoroutinefunction(callback):
+            self._sink = self._enqueue
+            self._workers = [asyncio.get_running_loop().create_task(self._work()) for _ in range(concurrency)]
+
+    async def unsubscribe(self) -> None:
+        """Stop at once; what waits is thrown away."""
+        self.stop()
+        await self._forget(self)
+
+    def stop(self) -> None:
+        """End the workers; the broker is not told."""
+        for worker in self._workers:
+            worker.cancel()
+
+    async def attach(self, client: NatsClient) -> None:
+        """Subscribe on this client."""
+        self.sid = await client.attach(self.subject, self._queue, self._sink)
+
+    def _enqueue(self, message: Message) -> None:
+        try:
+            self._waiting.put_nowait(message)
+        except asyncio.QueueFull:
+            log.warning("%s: too slow, a message is dropped", self.subject)
+
+    async def _work(self) -> None:
+        while True:
+            message = await self._waiting.get()
+            try:
+                await self._callback(message)  # type: ignore[misc]
+            except Exception:
+                log.exception("what listens to %s failed", self.subject)
 
 
 async def connect(
