@@ -68,7 +68,9 @@ class LazyGroup(click.Group):
             from difflib import get_close_matches
 
             nearest = get_close_matches(args[0], COMMANDS, n=1)
-            raise click.UsageError(f"there is no command {args[0]!r}" + (f"; did you mean {nearest[0]}?" if nearest else ""), ctx) from error
+            raise click.UsageError(
+                f"there is no command {args[0]!r}" + (f"; did you mean {nearest[0]}?" if nearest else ""), ctx
+            ) from error
 
 
 @click.group(cls=LazyGroup, epilog=EXIT_CODES_HELP, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

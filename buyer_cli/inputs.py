@@ -40,13 +40,15 @@ def input_files(script: Script | None, executable: bool, paths: tuple[str, ...],
         for file in _files_of(path, notice):
             known = found.setdefault(file.path, file)
             if known is not file and known.source != file.source:
-                raise SpecError(f"--in {path}", f"{file.path} is shipped twice, from {known.source} and {file.source}", "rename one of them")
+                raise SpecError(
+                    f"--in {path}", f"{file.path} is shipped twice, from {known.source} and {file.source}", "rename one of them"
+                )
             total += file.size if known is file else 0
             _check_limits(len(found), total)
     if script is not None:
-        known = found.get(script.name)
-        if known is not None and known.source is not None and known.source.read_bytes() != script.content:
-            raise SpecError(f"--in {known.source}", f"the script is called {script.name} in the job as well", "rename one of them")
+        same = found.get(script.name)
+        if same is not None and same.source is not None and same.source.read_bytes() != script.content:
+            raise SpecError(f"--in {same.source}", f"the script is called {script.name} in the job as well", "rename one of them")
         found[script.name] = InputFile(script.name, None, script.content, len(script.content), executable)
     return [found[path] for path in sorted(found)]
 
@@ -55,7 +57,9 @@ def _check_limits(files: int, total: int) -> None:
     if files > FILES_MAX:
         raise SpecError("--in", f"more than {FILES_MAX:,} files", f"leave some out in {IGNORE_FILE}, or pack them into one file")
     if total > INPUTS_BYTES_MAX:
-        raise SpecError("--in", "the inputs are larger than 2 GiB together", f"leave some out in {IGNORE_FILE}, or fetch data inside the job")
+        raise SpecError(
+            "--in", "the inputs are larger than 2 GiB together", f"leave some out in {IGNORE_FILE}, or fetch data inside the job"
+        )
 
 
 def _files_of(text: str, notice: Notice) -> Iterator[InputFile]:

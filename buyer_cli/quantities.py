@@ -49,7 +49,9 @@ def whole(text: str, low: int, high: int, what: str = "a whole number") -> int:
         raise BadValue(_not_a_number(text) or f"it is not {what}", f"a number from {low} to {high}")
     number = int(text)
     if not low <= number <= high:
-        raise BadValue("it must not be negative" if number < 0 else f"it must lie between {low} and {high}", f"a number from {low} to {high}")
+        raise BadValue(
+            "it must not be negative" if number < 0 else f"it must lie between {low} and {high}", f"a number from {low} to {high}"
+        )
     return number
 
 
@@ -113,7 +115,9 @@ def priority(text: str) -> int:
     try:
         return whole(text.strip(), 0, 100)
     except BadValue as error:
-        raise BadValue(error.why if text.strip().lstrip("-").isdigit() else "there is no such level", "low, normal, high, critical, or 0-100") from None
+        raise BadValue(
+            error.why if text.strip().lstrip("-").isdigit() else "there is no such level", "low, normal, high, critical, or 0-100"
+        ) from None
 
 
 def cuda(text: str) -> int:

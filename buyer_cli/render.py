@@ -183,7 +183,16 @@ def offer_row(offer: QuoteOffer) -> tuple[str, ...]:
     model = text(offer.model) + (" (simulated)" if offer.simulated else "")
     free = f"{offer.gpus_free}" if offer.gpus else ABSENT
     vram = size(offer.vram_mib) if offer.gpus else ABSENT
-    return (text(offer.name), usd_plain(offer.price_uusd_per_gpu_hour), str(offer.gpus), free, model, vram, text(offer.isolation), text(offer.node_id))
+    return (
+        text(offer.name),
+        usd_plain(offer.price_uusd_per_gpu_hour),
+        str(offer.gpus),
+        free,
+        model,
+        vram,
+        text(offer.isolation),
+        text(offer.node_id),
+    )
 
 
 def funnel_rows(quote: QuoteAnswer) -> list[tuple[str, str, str]]:
@@ -199,7 +208,9 @@ def failing_sentence(quote: QuoteAnswer) -> str:
     """Which condition no node passes."""
     for step in quote.steps:
         if step.condition == quote.failing:
-            return f"no node passes: {text(step.condition)} ({text(step.asked)})" if step.asked else f"no node passes: {text(step.condition)}"
+            return (
+                f"no node passes: {text(step.condition)} ({text(step.asked)})" if step.asked else f"no node passes: {text(step.condition)}"
+            )
     return f"no node passes: {text(quote.failing)}"
 
 

@@ -106,7 +106,9 @@ def _read(key: Key, value: object, place: Any) -> object:
             case Shape.TABLE:
                 return dict(key.read(*entry) for entry in _entries(value))
     except BadValue as error:
-        raise SpecError(place(_shown(value if not isinstance(value, tuple) else " ".join(map(str, value)))), error.why, error.hint) from None
+        raise SpecError(
+            place(_shown(value if not isinstance(value, tuple) else " ".join(map(str, value)))), error.why, error.hint
+        ) from None
 
 
 def _text(value: object) -> str:
@@ -130,7 +132,7 @@ def merge(layers: Sequence[Layer]) -> Layer:
     """One layer out of several, the last one strongest. A script in a stronger layer drops a weaker one's command, and the reverse."""
     merged: Layer = {}
     for layer in layers:
-        for dropped in ({"command"} if "script" in layer else {"script", "args"} if "command" in layer else ()):
+        for dropped in {"command"} if "script" in layer else {"script", "args"} if "command" in layer else ():
             merged.pop(dropped, None)
         for name, value in layer.items():
             merged[name] = {**merged.get(name, {}), **value} if BY_NAME[name].shape is Shape.TABLE else value
@@ -257,7 +259,9 @@ def submission(
 def _check_bounds(event: JobSubmitted) -> None:
     body = codec.encode_event(event)
     if len(body) > codec.EVENT_BYTES_MAX - 1024:
-        raise SpecError("the job", "its arguments and variables are larger than an event may be (16 KiB)", "put them into a file and ship it with --in")
+        raise SpecError(
+            "the job", "its arguments and variables are larger than an event may be (16 KiB)", "put them into a file and ship it with --in"
+        )
     try:
         codec.decode_event(body)
     except codec.Malformed as error:
