@@ -14,7 +14,7 @@ from events.codec import HOSTILE_DECODE_ERRORS, Malformed
 from events.jobs import JobSubmitted
 from events.market import Policy
 from events.reasons import Refusal
-from events.values import Attempt, Bytes, JobId, Mib, NodeId, Requirements, Seq, Sha256
+from events.values import Attempt, BlobRef, Bytes, JobId, Mib, NodeId, Requirements, Seq, Sha256
 
 T = TypeVar("T")
 
@@ -135,6 +135,13 @@ class SyncJob(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The buyer asked for the session to be closed."""
     order: JobSubmitted | None = None
     """For the node only: what to run."""
+    detail: str = ""
+    stdout_bytes: int = 0
+    """Of the last attempt, as its node told at the end; likewise the next three."""
+    stderr_bytes: int = 0
+    results: BlobRef | None = None
+    """The manifest of the result files."""
+    results_bytes: int = 0
 
 
 class SyncNode(msgspec.Struct, frozen=True, kw_only=True):

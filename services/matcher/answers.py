@@ -77,4 +77,9 @@ def sync_job(job: Job, *, with_order: bool) -> SyncJob:
         buyer=job.buyer,
         closing=job.closing,
         order=job.submitted if with_order else None,
+        detail="" if run is None else run.detail,
+        stdout_bytes=0 if run is None else run.stdout_bytes,
+        stderr_bytes=0 if run is None else run.stderr_bytes,
+        results=None if run is None else run.results,
+        results_bytes=0 if run is None else run.results_bytes,
     )
