@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from secrets import token_hex
 
 from events.errors import BazaarError, ConnectionRefused, MarketUnreachable, Refused
-from events.nats_client import CONNECT_TIMEOUT_S, HINT, Callback, Message, NatsClient, Subscription, connect, log
+from events.nats_client import ANSWERS, CONNECT_TIMEOUT_S, HINT, Callback, Message, NatsClient, Subscription, connect, log
 from events.reasons import Refusal
 from events.subjects import inbox_prefix
 
@@ -219,6 +219,12 @@ class Connection:
             raise MarketUnreachable(why=f"nobody serves {subject} at {self.url}", hint="the service may be starting; try again")
         return message
 
+    async def respond(self, question: Message, data: bytes) -> None:
+        """Answer a question. The answer names what it answers: a buyer who reads along a seller's output sees the reply subject of
+        that message, and could otherwise have the answer to a question of his own delivered there. Raises as `publish`."""
+        if question.reply:
+            await self.publish(question.reply, data, headers={ANSWERS: question.subject})
+
     async def subscribe(self, subject: str, callback: Callback, *, queue: str = "", concurrency: int = 1) -> Subscription:
         """Call back with every Message on `subject` from now on, over all reconnects. A plain function is called in the
         reading loop and must be quick; an async one runs in `concurrency` tasks of its own."""
@@ -320,8 +326,13 @@ class Connection:
 
     def _answered(self, message: Message) -> None:
         waiting = self._requests.get(message.subject.rpartition(".")[2])
-        if waiting is not None and not waiting[0].done():
-            waiting[0].set_result(message)
+        if waiting is None or waiting[0].done():
+            return
+        about = message.headers.get(ANSWERS) if message.headers is not None else None
+        if about is not None and about != waiting[1]:  # somebody aimed the answer to his own question at our inbox
+            log.warning("%s: an answer about %s came for %s", self.name, about, waiting[1])
+            return
+        waiting[0].set_result(message)
 
     async def _reported(self, trouble: str) -> None:
         """What the broker complains of, in one line; what it did not permit fails its request at once."""

@@ -23,6 +23,8 @@ CLOSE_TIMEOUT_S = 2.0
 PING_INTERVAL_S = 10
 BACKLOG_MAX = 65_536
 """Messages that wait for one subscription's slow callback; beyond it they are dropped, as the broker would."""
+ANSWERS = "Bazaar-Answers"
+"""The header in which a service says what it answers."""
 HINT = "is the market running? `bazaar-market status` says so on its machine"
 
 log = logging.getLogger("bazaar.connection")
@@ -70,6 +72,11 @@ class NatsClient(Client):
     @property
     def is_usable(self) -> bool:
         return self.is_connected and not self.ended
+
+    @property
+    def was_greeted(self) -> bool:
+        """Whether a broker has answered at all."""
+        return bool(self._server_info)
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
         sink = self.sinks.get(sid)
@@ -209,16 +216,20 @@ async def connect(
         await client.dispose()
         if not isinstance(error, TimeoutError | nats_errors.Error | OSError):
             raise
-        raise _not_let_in(url, name, client.trouble or str(error)) from None
+        raise _not_let_in(client, url, name, error) from None
     if not client.is_connected:  # nats-py can return a client that the broker has closed
         await client.dispose()
-        raise _not_let_in(url, name, client.trouble or str(client.last_error))
+        raise _not_let_in(client, url, name, ConnectionResetError("closed at once"))
     return client
 
 
-def _not_let_in(url: str, name: str, trouble: str) -> MarketUnreachable | ConnectionRefused:
-    if "authorization" not in trouble.lower():
+def _not_let_in(client: NatsClient, url: str, name: str, error: Exception) -> MarketUnreachable | ConnectionRefused:
+    """A broker that greeted and then hung up has refused; its reason is often lost, because nats-py was still writing."""
+    trouble = client.trouble or str(error) or type(error).__name__
+    hung_up = client.was_greeted and isinstance(error, ConnectionError)
+    if not hung_up and "authorization" not in trouble.lower():
         return MarketUnreachable(why=f"{url}: {trouble}", hint=HINT)
     return ConnectionRefused(
-        why=f"{url} did not accept the key of {name}", hint="log in again: the delegation may have expired, or be for another market"
+        why=f"{url} did not accept the key of {name}",
+        hint="log in again: the delegation may have expired, be for another market, or have too many connections",
     )

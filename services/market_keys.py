@@ -61,6 +61,11 @@ class MarketKeys:
         return signing_key(self.matcher)
 
     @property
+    def issuer_key(self) -> SigningKey:
+        """The key that signs logins."""
+        return signing_key(self.issuer)
+
+    @property
     def sealing_key(self) -> SigningKey:
         """The key to which secrets are sealed (converted to X25519 by whoever uses it)."""
         return signing_key(self.sealing)
