@@ -12,6 +12,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## build .venv with the locked versions
+	@:
 
 demo: $(INSTALLED) ## a whole market on this machine: offer, run, result, bill; leaves nothing running
 	@$(BIN)/python examples/demo.py
