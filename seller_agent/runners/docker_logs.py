@@ -1,0 +1,261 @@
+"""A container's output, copied from Docker's log into the run's two files, each byte exactly once.
+
+The files' own lengths are the cursor: a reader that begins again at the log's first byte skips what the files already hold, so that
+neither a killed agent, equal timestamps, partial lines nor a clock set back can lose or repeat anything. Only when Docker has
+rotated the log's head away in between is the durable note beside the files needed (`Cursor`). It decides nothing about the job.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import io
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from seller_agent.runners.guard import read_json, write_json
+
+HEADER_BYTES = 8
+CHUNK_BYTES = 1 << 18
+STDOUT, STDERR = 1, 2
+FILES = {STDOUT: "stdout", STDERR: "stderr"}
+GAP = b"\n[gpubazaar] output is missing here: Docker rotated its log before it could be read\n"
+
+
+class StreamFailed(Exception):
+    """Docker refused a stream: its status and words."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class EngineStream:
+    """One answer of Docker, read as it comes and cut off from any thread.
+
+    HTTP/1.0 on purpose: the answer then has no chunk framing and ends with the connection.
+    """
+
+    def __init__(self, socket_path: str, method: str, target: str, deadline_s: float | None = None) -> None:
+        """Ask. Raises StreamFailed when Docker refuses, OSError when it does not answer. `deadline_s` bounds the whole stream."""
+        self._end = None if deadline_s is None else time.monotonic() + deadline_s
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._socket.settimeout(60)
+            self._socket.connect(socket_path)
+            self._socket.sendall(f"{method} {target} HTTP/1.0\r\nHost: docker\r\nContent-Length: 0\r\n\r\n".encode())
+            self._socket.settimeout(deadline_s)
+            self._rest = self._read_head()
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def _read_head(self) -> bytes:
+        head = b""
+        while b"\r\n\r\n" not in head:
+            data = self._socket.recv(65536)
+            if not data:
+                raise ConnectionResetError("Docker closed the connection before it answered")
+            head += data
+        top, _, body = head.partition(b"\r\n\r\n")
+        status = int(top.split(b" ", 2)[1])
+        if status != http.client.OK:
+            while data := self._socket.recv(65536):
+                body += data
+            raise StreamFailed(status, _message(body))
+        return body
+
+    def __iter__(self) -> Iterator[bytes]:
+        """The body as it comes. Raises TimeoutError past the deadline."""
+        if self._rest:
+            yield self._rest
+        while True:
+            if self._end is not None:
+                self._socket.settimeout(max(0.001, self._end - time.monotonic()))
+            data = self._socket.recv(CHUNK_BYTES)
+            if not data:
+                return
+            yield data
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """A body of JSON objects, one a line."""
+        buffer = b""
+        for data in self:
+            *whole, buffer = (buffer + data).split(b"\n")
+            for line in whole:
+                if line.strip():
+                    yield msgspec.json.decode(line, type=dict[str, Any])
+
+    def cancel(self) -> None:
+        """End the stream for whoever reads it."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Free the connection; only by its reader."""
+        self._socket.close()
+
+
+class Follower:
+    """One stream at a time, read by a thread of its own that others can tell to let go."""
+
+    def __init__(self) -> None:
+        self.dropped = threading.Event()
+        self._stream: EngineStream | None = None
+
+    def use(self, stream: EngineStream) -> None:
+        """The stream that `drop` has to cut off."""
+        self._stream = stream
+        if self.dropped.is_set():
+            stream.cancel()
+
+    def drop(self) -> None:
+        """Let go, from any thread."""
+        self.dropped.set()
+        if self._stream is not None:
+            self._stream.cancel()
+
+
+def _message(body: bytes) -> str:
+    try:
+        return str(msgspec.json.decode(body, type=dict[str, Any])["message"])
+    except (msgspec.MsgspecError, ValueError, KeyError):
+        return body.decode(errors="replace")[:300]
+
+
+def logs_target(container: str, *, follow: bool) -> str:
+    """The request for the whole of a container's output, from its first byte."""
+    return f"/containers/{container}/logs?stdout=1&stderr=1&timestamps=1&follow={int(follow)}"
+
+
+class Cursor(msgspec.Struct, kw_only=True):
+    """What to go by when the log's head is gone: written before the bytes that it speaks of."""
+
+    first: str = ""
+    """The log's first frame when it was last read: another one means that the head was rotated away."""
+    base: dict[str, int] = {}
+    """Where in each file the log's first byte belongs."""
+    last: str = ""
+    ordinal: int = 0
+    """The last frame taken: its timestamp, and how many frames with it had been taken."""
+    at: dict[str, int] = {}
+    """Each file's length after that frame."""
+
+
+class LogSink:
+    """The two files of one run. One reader at a time; `begin` before each reading of the log from its start."""
+
+    def __init__(self, log_folder: Path, cursor_path: Path, limit_bytes: int) -> None:
+        self.over_limit = False
+        self._limit = limit_bytes
+        self._cursor_path = cursor_path
+        self._files: dict[int, io.FileIO] = {number: open(log_folder / name, "ab", buffering=0) for number, name in FILES.items()}  # noqa: SIM115
+        self.begin()
+
+    def begin(self) -> None:
+        """The log is about to be read from its first frame."""
+        saved = read_json(self._cursor_path)
+        self._cursor = msgspec.convert(saved, Cursor) if saved else Cursor()
+        self._sizes = {number: os.fstat(file.fileno()).st_size for number, file in self._files.items()}
+        self._total = sum(self._sizes.values())
+        self._position: dict[int, int] = {STDOUT: 0, STDERR: 0}
+        self._buffer = b""
+        self._at_first = True
+        self._searching: dict[int, int] | None = None
+        self._same_time = 0
+        self._time = ""
+
+    def feed(self, data: bytes) -> None:
+        """Take bytes of Docker's multiplexed stream as they come. Raises OSError when the files cannot be written."""
+        self._buffer += data
+        pieces: dict[int, list[bytes]] = {STDOUT: [], STDERR: []}
+        start, end = 0, len(self._buffer)
+        while end - start >= HEADER_BYTES:
+            length = int.from_bytes(self._buffer[start + 4 : start + 8], "big")
+            stop = start + HEADER_BYTES + length
+            if stop > end:
+                break
+            kind = self._buffer[start]
+            stamp, _, content = self._buffer[start + HEADER_BYTES : stop].partition(b" ")
+            if kind in FILES:
+                self._frame(kind, stamp.decode("ascii", "replace"), content, pieces)
+            start = stop
+        self._buffer = self._buffer[start:]
+        self._write(pieces)
+
+    def _frame(self, kind: int, stamp: str, content: bytes, pieces: dict[int, list[bytes]]) -> None:
+        if self._at_first:
+            self._at_first = False
+            self._place(f"{stamp} {kind} {len(content)}", stamp, pieces)
+        self._same_time = self._same_time + 1 if stamp == self._time else 1
+        self._time = stamp
+        if self._searching is not None and not self._found(kind, stamp, len(content)):
+            return
+        before = self._position[kind]
+        self._position[kind] = after = before + len(content)
+        if after <= self._sizes[kind]:
+            return
+        new = content[max(0, self._sizes[kind] - before) :]
+        room = self._limit - self._total
+        if len(new) > room:
+            self.over_limit = True
+            new = new[: max(0, room)]
+        pieces[kind].append(new)
+        self._sizes[kind] += len(new)
+        self._total += len(new)
+
+    def _place(self, first: str, stamp: str, pieces: dict[int, list[bytes]]) -> None:
+        """At the log's first frame: say where in the files it belongs."""
+        cursor = self._cursor
+        if cursor.first in ("", first):
+            self._position = {number: cursor.base.get(str(number), 0) for number in FILES}
+        elif stamp > cursor.last:
+            for number in FILES:
+                self._position[number] = self._sizes[number] + len(GAP)
+                pieces[number].append(GAP)
+                self._sizes[number] += len(GAP)
+            self._total += 2 * len(GAP)
+        else:
+            self._searching = {STDOUT: 0, STDERR: 0}
+        cursor.first = first
+        cursor.base = {str(number): position for number, position in self._position.items()}
+
+    def _found(self, kind: int, stamp: str, length: int) -> bool:
+        """While the head is gone: pass over frames up to the last one taken. True from the first new frame on."""
+        assert self._searching is not None
+        if self._same_time > self._cursor.ordinal if stamp == self._cursor.last else stamp > self._cursor.last:
+            for number in FILES:
+                self._position[number] = self._cursor.at.get(str(number), 0)
+            self._cursor.base = {str(number): self._position[number] - self._searching[number] for number in FILES}
+            self._searching = None
+            return True
+        self._searching[kind] += length
+        return False
+
+    def _write(self, pieces: dict[int, list[bytes]]) -> None:
+        if not any(pieces.values()) or self._searching is not None:
+            return
+        self._cursor.last, self._cursor.ordinal = self._time, self._same_time
+        self._cursor.at = {str(number): position for number, position in self._position.items()}
+        write_json(self._cursor_path, msgspec.to_builtins(self._cursor))
+        for number, parts in pieces.items():
+            data = memoryview(b"".join(parts))
+            while data:
+                data = data[self._files[number].write(data) or 0 :]
+
+    def sync(self) -> None:
+        """Make what was written survive a power cut."""
+        for file in self._files.values():
+            os.fsync(file.fileno())
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in self._files.values():
+            file.close()

@@ -1,0 +1,408 @@
+"""The guard outside the agent: stops containers whose lease or deadline is over, also when the agent is dead or hung.
+
+One small detached process per agent home. The Docker runner writes one file per run (a `Watch`) into a folder; the guard reads
+them, talks to the Docker socket by itself, and ends when nothing has been left to guard for a minute. It runs from this file
+alone, so it imports the standard library and nothing else; it must not start, remove or judge anything.
+`python -m seller_agent.runners.guard --reap DIR` does one round and ends, for a timer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import http.client
+import json
+import os
+import signal
+import socket
+import sys
+import time
+import urllib.parse
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+KILL_MARGIN_MS = 3_000
+"""A lease's KILL comes this long before the lease is over, so that the container is gone by then."""
+TICK_S = 0.5
+ANSWER_S = 2.0
+"""How long Docker may take to answer the guard before it is treated as away."""
+IDLE_EXIT_MS = 60_000
+STRAY_EVERY_MS = 30_000
+LOG_LIMIT_BYTES = 1_000_000
+
+HOME_LABEL = "gpubazaar.home"
+DEADLINE_LABEL = "gpubazaar.deadline_unix_ms"
+CONFIG_NAME = "guard.json"
+
+
+def boot_ms() -> int:
+    """Milliseconds of CLOCK_BOOTTIME: never set back, and counts while the machine is suspended."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
+
+
+def unix_ms() -> int:
+    """Milliseconds of the wall clock since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+def boot_id() -> str:
+    """What tells this start of the machine from every other."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def process_start_ticks(pid: int) -> int | None:
+    """When a process started, in clock ticks since boot; with the pid it names the process for good. None when there is none."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    return int(text[text.rindex(")") + 2 :].split()[19])
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Replace a small file in one step."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(value))
+    os.replace(temporary, path)
+
+
+def write_json_once(path: Path, value: Mapping[str, Any]) -> bool:
+    """Create a small file in one step; False when it is there already, which then stays as it is."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.once")
+    temporary.write_text(json.dumps(value))
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink()
+    return True
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A small file's object, or None when it is absent or not whole."""
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watch:
+    """What the guard needs to know of one run; all times on CLOCK_BOOTTIME of the boot named."""
+
+    container: str
+    folder: str
+    socket: str
+    boot_id: str
+    grace_s: int
+    lease_until_boot_ms: int
+    deadline_boot_ms: int | None = None
+    pid: int | None = None
+    pid_start_ticks: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StopRecord:
+    """Who asked for a run's end, written before any signal. The first to write it is right."""
+
+    reason: str
+    boot_id: str
+    term_boot_ms: int
+    kill_boot_ms: int
+
+
+def stop_path(folder: str | Path) -> Path:
+    """Where a run's stop record lies."""
+    return Path(folder) / "runner" / "stop.json"
+
+
+def read_watch(path: Path) -> Watch | None:
+    """A watch file's content, or None when it is absent or not whole."""
+    value = read_json(path)
+    try:
+        return Watch(**{f.name: value[f.name] for f in fields(Watch)}) if value else None
+    except KeyError:
+        return None
+
+
+def write_watch(path: Path, watch: Watch) -> None:
+    """Replace a watch file."""
+    write_json(path, asdict(watch))
+
+
+def read_stop(folder: str | Path) -> StopRecord | None:
+    """A run's stop record, if anybody asked for its end."""
+    value = read_json(stop_path(folder))
+    try:
+        return StopRecord(**{f.name: value[f.name] for f in fields(StopRecord)}) if value else None
+    except KeyError:
+        return None
+
+
+def write_stop(folder: str | Path, record: StopRecord) -> bool:
+    """Say why a run is about to be stopped; False when that is said already."""
+    return write_json_once(stop_path(folder), asdict(record))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Due:
+    """When a run gets TERM and KILL, and for what."""
+
+    reason: str
+    term_ms: int
+    kill_ms: int
+
+
+def due(watch: Watch, stop: StopRecord | None, this_boot: str) -> Due:
+    """The earliest end that a run has coming. A run of an earlier boot has no lease left."""
+    if watch.boot_id != this_boot:
+        return Due(reason="lease", term_ms=0, kill_ms=0)
+    grace_ms = watch.grace_s * 1000
+    lease_kill_ms = watch.lease_until_boot_ms - KILL_MARGIN_MS
+    ends = [Due(reason="lease", term_ms=lease_kill_ms - grace_ms, kill_ms=lease_kill_ms)]
+    if watch.deadline_boot_ms is not None:
+        ends.append(Due(reason="deadline", term_ms=watch.deadline_boot_ms, kill_ms=watch.deadline_boot_ms + grace_ms))
+    if stop is not None and stop.boot_id == this_boot:
+        ends.append(Due(reason=stop.reason, term_ms=stop.term_boot_ms, kill_ms=stop.kill_boot_ms))
+    first = min(ends, key=lambda end: end.term_ms)
+    return Due(reason=first.reason, term_ms=first.term_ms, kill_ms=min(end.kill_ms for end in ends))
+
+
+class _SocketConnection(http.client.HTTPConnection):
+    def __init__(self, path: str) -> None:
+        super().__init__("docker", timeout=ANSWER_S)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+def ask(socket_path: str, method: str, target: str) -> tuple[int, Any]:
+    """One request to Docker: status and decoded body. Raises OSError or HTTPException when it does not answer."""
+    with contextlib.closing(_SocketConnection(socket_path)) as connection:
+        connection.request(method, target)
+        response = connection.getresponse()
+        body = response.read()
+    return response.status, json.loads(body) if body.startswith((b"{", b"[")) else None
+
+
+def quoted(text: str) -> str:
+    """Safe inside a request's path or query."""
+    return urllib.parse.quote(text, safe="")
+
+
+def container_state(socket_path: str, container: str) -> str:
+    """`running`, `created`, `exited` ..., or `gone`."""
+    status, body = ask(socket_path, "GET", f"/containers/{quoted(container)}/json")
+    if status == 404:
+        return "gone"
+    if status != 200:
+        raise OSError(f"Docker answered {status} when asked about {container}")
+    return str(body["State"]["Status"])
+
+
+def send_signal(socket_path: str, container: str, name: str) -> None:
+    """TERM or KILL to a container; one that has ended already is no error."""
+    status, _ = ask(socket_path, "POST", f"/containers/{quoted(container)}/kill?signal={name}")
+    if status not in (204, 404, 409):
+        raise OSError(f"Docker answered {status} to {name} for {container}")
+
+
+class Guard:
+    """Rounds over the watch files of one folder. It keeps nothing that a restart of it would miss."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.boot = boot_id()
+        self._over: dict[Path, tuple[int, int]] = {}
+        """Watch files whose container has ended, with the version (time, inode) of the file that this was seen for."""
+        self._seen: dict[Path, tuple[tuple[int, int], Watch]] = {}
+        self._checked_ms: dict[Path, int] = {}
+        self._termed: set[Path] = set()
+
+    def watches(self) -> list[tuple[Path, Watch]]:
+        """Every watch that may still have something running, most urgent first; read again when its file changed."""
+        found = []
+        for entry in os.scandir(self.directory):
+            if not entry.name.endswith(".json") or entry.name.startswith(".") or entry.name == CONFIG_NAME:
+                continue
+            path = Path(entry.path)
+            with contextlib.suppress(OSError):
+                version = (entry.stat().st_mtime_ns, entry.inode())
+                if self._over.get(path) == version:
+                    continue
+                known = self._seen.get(path)
+                watch = known[1] if known and known[0] == version else read_watch(path)
+                if watch is not None:
+                    self._seen[path] = (version, watch)
+                    found.append((path, watch))
+        return sorted(found, key=lambda item: item[1].lease_until_boot_ms)
+
+    def round(self) -> tuple[int, int]:
+        """Stop what is due. Returns how many runs are still to be guarded, and how many of them are being stopped."""
+        active = stopping = 0
+        for path, watch in self.watches():
+            now = boot_ms()
+            end = due(watch, read_stop(watch.folder), self.boot)
+            try:
+                if now >= end.term_ms:
+                    alive = self._stop(path, watch, end, now)
+                    stopping += alive
+                else:
+                    alive = self._still_there(path, watch, now)
+            except (OSError, http.client.HTTPException) as error:
+                self.log(f"{watch.container}: {error}")
+                self._kill_without_docker(watch, end, now)
+                alive = True
+            active += alive
+        return active, stopping
+
+    def _still_there(self, path: Path, watch: Watch, now: int) -> bool:
+        if now - self._checked_ms.get(path, -STRAY_EVERY_MS) >= 10_000:
+            self._checked_ms[path] = now
+            return self._note_over(path, container_state(watch.socket, watch.container) in ("exited", "dead"))
+        return True
+
+    def _note_over(self, path: Path, over: bool) -> bool:
+        if over:
+            self._over[path] = self._seen[path][0]
+            self._termed.discard(path)
+        return not over
+
+    def _stop(self, path: Path, watch: Watch, end: Due, now: int) -> bool:
+        """TERM or KILL one run whose time is over; False when nothing of it runs any more."""
+        if container_state(watch.socket, watch.container) not in ("running", "paused", "restarting"):
+            return self._note_over(path, True)
+        with contextlib.suppress(OSError):  # a folder that is gone must not save the container
+            record = StopRecord(reason=end.reason, boot_id=self.boot, term_boot_ms=now, kill_boot_ms=max(now, end.kill_ms))
+            if write_stop(watch.folder, record):
+                self.log(f"{watch.container}: stopping, {end.reason} is over")
+        if now >= end.kill_ms:
+            send_signal(watch.socket, watch.container, "KILL")
+            self.log(f"{watch.container}: KILL")
+        elif path not in self._termed:
+            self._termed.add(path)
+            send_signal(watch.socket, watch.container, "TERM")
+        return True
+
+    def _kill_without_docker(self, watch: Watch, end: Due, now: int) -> None:
+        """Docker itself is away: past the end, kill the container's first process, and with it all others."""
+        if now < end.kill_ms or watch.pid is None or watch.boot_id != self.boot:
+            return
+        if process_start_ticks(watch.pid) != watch.pid_start_ticks:
+            return
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(watch.pid, signal.SIGKILL)
+            self.log(f"{watch.container}: killed pid {watch.pid}, Docker does not answer")
+
+    def stop_strays(self) -> None:
+        """Kill containers of this home that nobody watches any more and whose latest possible end is past."""
+        config = read_json(self.directory / CONFIG_NAME)
+        if config is None:
+            return
+        filters = quoted(json.dumps({"label": [f"{HOME_LABEL}={config['home']}"], "status": ["running"]}))
+        watched = {watch.container for _, watch in self.watches()}
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            _, containers = ask(config["socket"], "GET", f"/containers/json?filters={filters}")
+            for container in containers or []:
+                name = container["Names"][0].lstrip("/")
+                if name not in watched and int(container["Labels"].get(DEADLINE_LABEL, "0")) < unix_ms():
+                    self.log(f"{name}: KILL, unwatched and past its deadline")
+                    send_signal(config["socket"], name, "KILL")
+
+    def log(self, line: str) -> None:
+        """One line into the guard's own small log; a full disk must not stop the guard."""
+        path = self.directory / "guard.log"
+        with contextlib.suppress(OSError):
+            if path.exists() and path.stat().st_size > LOG_LIMIT_BYTES:
+                os.replace(path, path.with_suffix(".log.1"))
+            with path.open("a") as file:
+                file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {line}\n")
+
+
+def take_lock(directory: Path) -> int | None:
+    """The descriptor that makes its holder this folder's only guard, or None while another holds it."""
+    descriptor = os.open(directory / "guard.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def watch(directory: Path, descriptor: int | None) -> None:
+    """Guard until nothing has been left to guard for a minute. The lock's file holds our pid."""
+    guard = Guard(directory)
+    if descriptor is not None:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    guard.log(f"guard {os.getpid()} began")
+    last_active = last_strays = boot_ms()
+    while True:
+        active, _ = guard.round()
+        now = boot_ms()
+        if active:
+            last_active = now
+        if now - last_strays >= STRAY_EVERY_MS:
+            guard.stop_strays()
+            last_strays = now
+        if now - last_active >= IDLE_EXIT_MS:
+            # Whoever adds a run writes its file first and then tries the lock: free it, then look once more.
+            if descriptor is not None:
+                os.close(descriptor)
+            if guard.round()[0] == 0 or (descriptor := take_lock(directory)) is None:
+                guard.log(f"guard {os.getpid()} ended")
+                return
+            last_active = now
+        time.sleep(TICK_S)
+
+
+def reap(directory: Path) -> None:
+    """Stop everything that is past its end, grace included, and return when it is gone."""
+    guard = Guard(directory)
+    guard.stop_strays()
+    while guard.round()[1]:
+        time.sleep(TICK_S)
+
+
+def _detach() -> None:
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+    os.umask(0o077)
+    for name in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
+        signal.signal(name, signal.SIG_IGN)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line of the guard."""
+    parser = argparse.ArgumentParser(prog="guard", description="Stop containers whose lease or deadline is over.")
+    action = parser.add_mutually_exclusive_group(required=True)
+    action.add_argument("--watch", type=Path, metavar="DIR", help="detach and guard the runs of this folder")
+    action.add_argument("--reap", type=Path, metavar="DIR", help="do one round over this agent home and end")
+    parser.add_argument("--lock-fd", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.watch is not None:
+        _detach()
+        watch(options.watch, options.lock_fd)
+        return 0
+    directory: Path = options.reap
+    if (directory / "guard").is_dir():
+        directory = directory / "guard"
+    if not directory.is_dir():
+        print(f"{directory}: no such folder; give the agent's home", file=sys.stderr)
+        return 2
+    reap(directory)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
