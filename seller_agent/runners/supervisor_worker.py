@@ -328,20 +328,20 @@ class Supervisor:
 
     def settle(self) -> None:
         """Kill what ended runs left behind; a run of which nothing is left has exited."""
-        busy = set()
+        busy: set[str] = set()
         for pid in proc.children():
             if pid in self.guarded:
                 continue
             if pid not in self.strays:
                 self.strays[pid] = self.trace(pid)
             owner, suspects = self.strays[pid]
-            if owner is not None and owner in self.ending:
-                busy.add(owner)
-            if not any(run.name in suspects or run.name == owner for run in self.guarded.values()):
-                found = proc.process(pid)
-                if found is not None and found.ppid == os.getpid():
-                    proc.kill_group(found.group)
-                    proc.send_signal(pid, signal.SIGKILL)
+            if any(run.name in suspects or run.name == owner for run in self.guarded.values()):
+                continue
+            busy |= {owner} if owner is not None else set(self.ending)
+            found = proc.process(pid)
+            if found is not None and found.ppid == os.getpid():
+                proc.kill_group(found.group)
+                proc.send_signal(pid, signal.SIGKILL)
         for run in [run for run in self.ending.values() if run.name not in busy]:
             self.finish(run)
 

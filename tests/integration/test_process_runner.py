@@ -442,8 +442,11 @@ async def test_a_grandchild_that_hides_ends_with_its_run(bench: Bench, code: str
     assert not is_running(pid)
 
 
-async def test_one_runs_background_process_outlives_anothers_end(bench: Bench) -> None:
-    spec = bench.spec("sh", "-c", "setsid sleep 3600 & echo $!; exec sleep 3600")
+@pytest.mark.parametrize(
+    "argv", [("sh", "-c", "(setsid sleep 3600 & echo $!); exec sleep 3600"), ("python", "-c", ESCAPE)], ids=["in the open", "hiding"]
+)
+async def test_one_runs_background_process_outlives_anothers_end(bench: Bench, argv: tuple[str, ...]) -> None:
+    spec = bench.spec(*argv)
     await bench.start(spec)
     pid = await printed_pid(spec)
     for _ in range(3):
@@ -478,18 +481,18 @@ async def test_the_keeper_ends_the_runs_of_a_killed_worker_without_any_agent(ben
 
 
 async def test_after_keeper_and_worker_were_killed_adopting_ends_what_they_left(bench: Bench) -> None:
-    stubborn, shell = (
-        bench.spec("python", "-c", IGNORE_TERM),
-        bench.spec("sh", "-c", "env -i sleep 3600 & echo $!; setsid sleep 3600 & wait"),
-    )
-    async with bench.killed_agent(stubborn, shell):
-        pids = [await printed_pid(stubborn), await printed_pid(shell)]
+    stubborn = bench.spec("python", "-c", IGNORE_TERM)
+    by_session = bench.spec("sh", "-c", "(env -i sleep 3600 & echo $!); exec env -i sleep 3600")
+    by_mark = bench.spec("sh", "-c", "(setsid sleep 3600 & echo $!); exec sleep 3600")
+    specs = (stubborn, by_session, by_mark)
+    async with bench.killed_agent(*specs):
+        pids = [await printed_pid(spec) for spec in specs]
         for pid in supervisors(bench.root):
             os.kill(pid, signal.SIGKILL)
         await eventually(lambda: not supervisors(bench.root), "both are gone")
     statuses = await bench.runner.adopt()
-    assert ["runtime_restarted"] * 2 == [status.error for status in statuses]
-    assert [False, False] == [is_running(pid) for pid in pids]
+    assert ["runtime_restarted"] * 3 == [status.error for status in statuses]
+    assert [False] * 3 == [is_running(pid) for pid in pids]
     assert set() == proc.leftovers(str(bench.root), {})
 
 
