@@ -1,0 +1,5 @@
+"""`python -m services`: the same as `bazaar-market`."""
+
+from services.cli import main
+
+main()

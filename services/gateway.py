@@ -1,0 +1,259 @@
+"""The gateway: files in and out, and the output of jobs. It folds the ledger to know who may, and writes no event.
+
+A file is read by whoever brought it, by the present node of a job that needs it, and by the buyer of a job that made it. Output is taken from
+the node that has the attempt, at the place where it goes on, within the attempt's quota.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+from events import wire
+from events.codec import Malformed
+from events.connection import Connection, ServiceKey
+from events.errors import BazaarError, LogCorrupt, LogUnavailable, Refused
+from events.files import MANIFEST_BYTES_MAX, HostileManifest, decode_manifest
+from events.nats_client import Message
+from events.nats_log import NatsLog
+from events.reasons import Refusal
+from events.streams import ensure_streams
+from events.subjects import inbox_prefix
+from events.values import BlobRef
+from events.wire import Failure, FilesAnswer, FilesRequest, OutputAnswer, OutputFrame
+from projections.jobs import HELD, Job
+from projections.market import Market
+from services.blobs import BlobStore
+from services.follower import Follower, restore
+from services.market_keys import MarketKeys
+from services.output_store import OutputStore
+
+log = structlog.get_logger("files")
+
+LAG_S = 3.0
+"""How long a question waits for the fold to see the match that it is about."""
+CONCURRENCY = 32
+IDLE_CHECK_S = 60.0
+MANIFESTS_KNOWN = 2000
+
+
+class Gateway:
+    """Answers `rpc.files.*` and `output.*`."""
+
+    def __init__(self, connection: Connection, follower: Follower) -> None:
+        self._connection = connection
+        self._follower = follower
+        self._blobs = BlobStore(connection)
+        self._output = OutputStore(connection)
+        self._folded = asyncio.Condition()
+        self._manifests: dict[str, frozenset[str]] = {}
+
+    @property
+    def market(self) -> Market:
+        """As far as it is folded."""
+        return self._follower.market
+
+    async def start(self) -> None:
+        """Learn what is stored, then answer. Raises LogUnavailable."""
+        await self._blobs.load()
+        await self._connection.subscribe("rpc.files.*", self._on_files, concurrency=CONCURRENCY)
+        await self._connection.subscribe("output.*.*.*.*", self._on_output, concurrency=CONCURRENCY)
+
+    async def follow(self, ledger: NatsLog) -> None:
+        """Fold the ledger for ever. Raises LogCorrupt."""
+        while True:
+            try:
+                async for stored in ledger.follow(self.market.pages):
+                    self._follower.fold(stored)
+                    async with self._folded:
+                        self._folded.notify_all()
+            except LogUnavailable as error:
+                log.warning("the ledger is not available", why=error.why or str(error))
+                await asyncio.sleep(0.2)
+
+    async def tidy(self) -> None:
+        """Throw away uploads that were given up, for ever."""
+        while True:
+            await asyncio.sleep(IDLE_CHECK_S)
+            try:
+                await self._blobs.forget_idle()
+            except BazaarError as error:
+                log.warning("abandoned uploads stay", why=error.why or str(error))
+
+    # --- files ---
+
+    async def _on_files(self, message: Message) -> None:
+        wallet = message.subject.rpartition(".")[2]
+        if not message.reply.startswith(inbox_prefix(wallet) + "."):
+            return  # nobody is answered outside its own inbox
+        try:
+            request = wire.decode(message.data, FilesRequest)
+            answer = await self._answer(wallet, request)
+        except Malformed as error:
+            answer = FilesAnswer(failure=Failure(code=Refusal.MALFORMED, detail=str(error)[:100]))
+        except Refused as error:
+            answer = FilesAnswer(failure=Failure(code=error.refusal, detail=error.why))
+        except LogUnavailable as error:
+            log.warning("the store is not available", why=error.why or str(error))
+            return  # the client asks again
+        await self._reply(message.reply, wire.encode(answer))
+
+    async def _answer(self, wallet: str, request: FilesRequest) -> FilesAnswer:
+        if request.op == "have":
+            return FilesAnswer(missing=tuple(sha256 for sha256 in request.hashes if not self._blobs.has(wallet, sha256)))
+        if request.op == "output":
+            return await self._recorded(wallet, request)
+        if request.sha256 is None:
+            raise Refused(Refusal.MALFORMED, "no hash")
+        if request.op == "put":
+            if request.size > max(self.market.policy.inputs_bytes_max, self.market.policy.results_bytes_max):
+                raise Refused(Refusal.QUOTA_EXCEEDED, f"a file may have {self.market.policy.inputs_bytes_max} bytes")
+            next_offset, stored = await self._blobs.put(wallet, request.sha256, request.size, request.offset, request.data)
+            return FilesAnswer(next_offset=next_offset, stored=stored)
+        if not await self._may_read(wallet, request.sha256, request.job_id):
+            raise Refused(Refusal.NOT_YOURS, "this file belongs to others")
+        found = await self._blobs.chunk(request.sha256, request.offset)
+        if found is None:
+            raise Refused(Refusal.UNKNOWN_JOB, "this file is not stored")
+        return FilesAnswer(data=found[0], size=found[1])
+
+    async def _may_read(self, wallet: str, sha256: str, job_id: str | None) -> bool:
+        if self._blobs.has(wallet, sha256):
+            return True
+        if job_id is None:
+            return False
+        job = await self._when(job_id, lambda job: bool(_roots(job, wallet)))
+        if job is None:
+            return False
+        for root in _roots(job, wallet):
+            if sha256 == root.sha256 or sha256 in await self._named_by(root):
+                return True
+        return False
+
+    async def _named_by(self, manifest: BlobRef) -> frozenset[str]:
+        """The hashes that a manifest names."""
+        known = self._manifests.get(manifest.sha256)
+        if known is None:
+            data = await self._blobs.whole(manifest.sha256, MANIFEST_BYTES_MAX)
+            if data is None:
+                return frozenset()
+            try:
+                known = frozenset(entry.sha256 for entry in decode_manifest(data))
+            except HostileManifest:
+                known = frozenset()
+            if len(self._manifests) >= MANIFESTS_KNOWN:
+                self._manifests.clear()
+            self._manifests[manifest.sha256] = known
+        return known
+
+    async def _recorded(self, wallet: str, request: FilesRequest) -> FilesAnswer:
+        if request.job_id is None:
+            raise Refused(Refusal.MALFORMED, "no job")
+        job = await self._when(request.job_id, lambda job: True)
+        if job is None:
+            raise Refused(Refusal.UNKNOWN_JOB)
+        run = job.run
+        if wallet != job.buyer and (run is None or run.node_wallet != wallet):
+            raise Refused(Refusal.NOT_YOURS)
+        attempt = request.attempt or (0 if run is None else run.attempt)
+        if attempt == 0:
+            return FilesAnswer(cursor=request.cursor)
+        chunks, cursor = await self._output.read(request.job_id, attempt, request.cursor)
+        stdout_bytes, stderr_bytes = await self._output.totals(request.job_id, attempt)
+        return FilesAnswer(chunks=chunks, cursor=cursor, stdout_bytes=stdout_bytes, stderr_bytes=stderr_bytes, attempt=attempt)
+
+    # --- output ---
+
+    async def _on_output(self, message: Message) -> None:
+        _, seller, buyer, job_id, token = message.subject.split(".")
+        if not message.reply.startswith(inbox_prefix(seller) + "."):
+            return
+        try:
+            answer = await self._record(seller, buyer, job_id, token, wire.decode(message.data, OutputFrame))
+        except Malformed as error:
+            answer = OutputAnswer(failure=Failure(code=Refusal.MALFORMED, detail=str(error)[:100]))
+        except LogUnavailable as error:
+            log.warning("output was not recorded", job=job_id, why=error.why or str(error))
+            return
+        await self._reply(message.reply, wire.encode(answer))
+
+    async def _record(self, seller: str, buyer: str, job_id: str, token: str, frame: OutputFrame) -> OutputAnswer:
+        def is_there(job: Job) -> bool:
+            return job.run is not None and job.run.epoch >= frame.epoch and bool(job.run.output_token)
+
+        job = await self._when(job_id, is_there)
+        run = None if job is None else job.run
+        if job is None or run is None or run.node_wallet != seller or job.buyer != buyer or run.output_token != token:
+            return OutputAnswer(failure=Failure(code=Refusal.NOT_YOURS))
+        if run.epoch != frame.epoch or run.attempt != frame.attempt:
+            return OutputAnswer(failure=Failure(code=Refusal.STALE_EPOCH))
+        limit = self.market.policy.output_bytes_max
+        stdout_bytes, stderr_bytes, full = await self._output.add(job_id, frame.attempt, frame.chunks, limit)
+        return OutputAnswer(stdout_bytes=stdout_bytes, stderr_bytes=stderr_bytes, full=full)
+
+    # --- both ---
+
+    async def _when(self, job_id: str, holds: Callable[[Job], bool]) -> Job | None:
+        """The job once this holds of it; the fold may be a moment behind who asks. The job as it is, or None, when it does not come."""
+
+        def there() -> bool:
+            job = self.market.jobs.get(job_id)
+            return job is not None and holds(job)
+
+        if not there():
+            try:
+                async with self._folded, asyncio.timeout(LAG_S):
+                    await self._folded.wait_for(there)
+            except TimeoutError:
+                pass
+        return self.market.jobs.get(job_id)
+
+    async def _reply(self, subject: str, data: bytes) -> None:
+        try:
+            await self._connection.publish(subject, data)
+        except BazaarError as error:
+            log.debug("an answer was lost", why=error.why or str(error))
+
+
+def _roots(job: Job, wallet: str) -> list[BlobRef]:
+    """The manifests of a job that a wallet may read."""
+    roots: list[BlobRef] = []
+    run, inputs = job.run, job.submitted.program.inputs
+    if run is not None and run.node_wallet == wallet and job.state in HELD and inputs is not None:
+        roots.append(inputs)
+    if job.buyer == wallet and run is not None and run.results is not None:
+        roots.append(run.results)
+    return roots
+
+
+async def serve(broker: str, keys: MarketKeys, *, snapshot_file: Path, until: asyncio.Event) -> None:
+    """Run until the event. Raises LogCorrupt: a damaged ledger is never served from."""
+    connection = Connection(broker, ServiceKey(keys.market), "files")
+
+    async def streams() -> None:
+        await ensure_streams(connection)
+
+    connection.on_up(streams)
+    await connection.open(wait_s=None)
+    ledger = NatsLog(connection)
+    follower, how = await restore(ledger, snapshot_file)
+    gateway = Gateway(connection, follower)
+    await follower.catch_up(ledger)
+    await gateway.start()
+    log.info("ready", how=how, seq=follower.market.last_seq)
+    work = [asyncio.create_task(gateway.follow(ledger)), asyncio.create_task(gateway.tidy())]
+    stopped: asyncio.Task[object] = asyncio.create_task(until.wait())
+    try:
+        await asyncio.wait({*work, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        for task in work:
+            if task.done():
+                failure = task.exception()
+                assert isinstance(failure, (LogCorrupt, BazaarError)), failure
+                raise failure
+    finally:
+        for ending in (*work, stopped):
+            ending.cancel()
+        await connection.close()

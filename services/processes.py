@@ -1,0 +1,126 @@
+"""The services as processes: each reads the market's folder, connects, runs, and ends on SIGTERM.
+
+Wiring only: what a service does is in its own module.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from events.connection import Connection, ServiceKey
+from events.nats_log import NatsLog
+from services import genesis
+from services.market_keys import MarketKeys, load_or_make
+
+
+def version() -> str:
+    """Of the installed distribution."""
+    return metadata.version("gpubazaar")
+
+
+@dataclass(frozen=True)
+class MarketFolder:
+    """Where the files of an embedded market lie: `$BAZAAR_HOME/market`."""
+
+    home: Path
+
+    @property
+    def path(self) -> Path:
+        return self.home / "market"
+
+    @property
+    def keys(self) -> Path:
+        return self.path / "keys"
+
+    @property
+    def genesis(self) -> Path:
+        return self.path / "genesis.bin"
+
+    @property
+    def snapshot(self) -> Path:
+        return self.path / "snapshot.bin"
+
+    @property
+    def read_model(self) -> Path:
+        return self.path / "read_model.db"
+
+    @property
+    def endpoints(self) -> Path:
+        return self.path / "endpoints.json"
+
+    @property
+    def running(self) -> Path:
+        """Process ids and start times of what `up` started."""
+        return self.path / "running.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the one `up` of this home."""
+        return self.path / "up.lock"
+
+    def load_keys(self) -> MarketKeys:
+        """The market's secrets. Raises IdentityError."""
+        return load_or_make(self.keys)
+
+
+def on_stop(stop: Callable[[], None]) -> None:
+    """Call `stop` when this process is asked to end."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+
+
+async def run_matcher(folder: MarketFolder, broker: str, *, standby: bool) -> None:
+    """The one writer."""
+    from services.matcher.service import Matcher, MatcherKeys
+
+    keys = folder.load_keys()
+    connection = Connection(broker, ServiceKey(keys.market), "matcher")
+    matcher = Matcher(
+        connection,
+        NatsLog(connection),
+        MatcherKeys(keys.page_key, keys.live_secret),
+        genesis=genesis.load(folder.genesis) if folder.genesis.exists() else None,
+        snapshot_file=folder.snapshot,
+        version=version(),
+        standby=standby,
+    )
+    on_stop(matcher.stop)
+    try:
+        await matcher.run()
+    finally:
+        await connection.close()
+
+
+async def run_callout(folder: MarketFolder, broker: str) -> None:
+    """Who may come in."""
+    from services.callout import serve
+
+    stopped = asyncio.Event()
+    on_stop(stopped.set)
+    market_id = genesis.load(folder.genesis).market_id
+    await serve(broker, folder.load_keys(), market_id, stopped=stopped, ready=lambda: None)
+
+
+async def run_gateway(folder: MarketFolder, broker: str) -> None:
+    """Files and output."""
+    from services.gateway import serve
+
+    stopped = asyncio.Event()
+    on_stop(stopped.set)
+    await serve(broker, folder.load_keys(), snapshot_file=folder.snapshot, until=stopped)
+
+
+async def run_api(folder: MarketFolder, broker: str, listening: socket.socket) -> None:
+    """The read-only window."""
+    from services.api.app import serve
+
+    stopped = asyncio.Event()
+    on_stop(stopped.set)
+    await serve(broker, folder.load_keys(), listening=listening, database=folder.read_model, snapshot_file=folder.snapshot, until=stopped)
