@@ -213,20 +213,21 @@ async def connect(
             tls=tls,
         )
     except BaseException as error:
+        trouble = client.trouble  # of all addresses, where there is none left to try
         await client.dispose()
         if not isinstance(error, TimeoutError | nats_errors.Error | OSError):
             raise
-        raise _not_let_in(client, url, name, error) from None
+        if not isinstance(error, nats_errors.NoServersError):
+            trouble = str(error) or type(error).__name__
+        raise _not_let_in(url, name, trouble, hung_up=client.was_greeted and isinstance(error, ConnectionError)) from None
     if not client.is_connected:  # nats-py can return a client that the broker has closed
         await client.dispose()
-        raise _not_let_in(client, url, name, ConnectionResetError("closed at once"))
+        raise _not_let_in(url, name, client.trouble, hung_up=True)
     return client
 
 
-def _not_let_in(client: NatsClient, url: str, name: str, error: Exception) -> MarketUnreachable | ConnectionRefused:
+def _not_let_in(url: str, name: str, trouble: str, *, hung_up: bool) -> MarketUnreachable | ConnectionRefused:
     """A broker that greeted and then hung up has refused; its reason is often lost, because nats-py was still writing."""
-    trouble = client.trouble or str(error) or type(error).__name__
-    hung_up = client.was_greeted and isinstance(error, ConnectionError)
     if not hung_up and "authorization" not in trouble.lower():
         return MarketUnreachable(why=f"{url}: {trouble}", hint=HINT)
     return ConnectionRefused(

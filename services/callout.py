@@ -33,6 +33,7 @@ from services.market_keys import MarketKeys, load_or_make
 
 QUESTION = "$SYS.REQ.USER.AUTH"
 ACCOUNT = "USERS"
+DISCONNECTED = f"$SYS.ACCOUNT.{ACCOUNT}.DISCONNECT"
 CONCURRENCY = 32
 
 CONNECTIONS_PER_WALLET = 8
@@ -82,6 +83,21 @@ def verifier(market_id: str) -> VerifyDelegation:
     return verify
 
 
+class _Client(msgspec.Struct, frozen=True):
+    id: int
+    user: str = ""
+
+
+class _Disconnect(msgspec.Struct, frozen=True):
+    """The broker's word that a connection ended."""
+
+    server: jwt.ServerId
+    client: _Client
+
+
+_disconnects = msgspec.json.Decoder(_Disconnect)
+
+
 class Buckets:
     """How many more failures each host may have: a bucket per host that fills with time."""
 
@@ -107,7 +123,7 @@ class Buckets:
 class Seats:
     """How many connections each name has on each broker: granted here, corrected by what the broker lists.
 
-    A seat is counted when it is granted and never when it is left; so a full name, or one not seen before, is asked about.
+    The broker tells of every connection that ends, but may be missed; so a full name, or one not seen before, is asked about.
     """
 
     def __init__(self) -> None:
@@ -133,6 +149,10 @@ class Seats:
         taken[seat] = now_s
         return True
 
+    def leave(self, broker: str, name: str, seat: int) -> None:
+        """A connection has ended."""
+        self._taken.get((broker, name), {}).pop(seat, None)
+
 
 @dataclass(frozen=True)
 class Grant:
@@ -144,10 +164,10 @@ class Grant:
     seats: int
 
 
-def wallet_grant(login: Login, now_s: int) -> Grant:
+def wallet_grant(login: Login, now_s: int, login_s_max: int = LOGIN_S_MAX) -> Grant:
     """Exactly a wallet's own subjects."""
     permissions = jwt.Permissions(publish_allowed(login.wallet), subscribe_allowed(login.wallet))
-    return Grant(login.wallet, permissions, min(login.expires_ms // 1000, now_s + LOGIN_S_MAX), CONNECTIONS_PER_WALLET)
+    return Grant(login.wallet, permissions, min(login.expires_ms // 1000, now_s + login_s_max), CONNECTIONS_PER_WALLET)
 
 
 def guest_grant(now_s: int) -> Grant:
@@ -166,12 +186,14 @@ class Callout:
         keys: MarketKeys,
         verify: VerifyDelegation,
         *,
+        login_s_max: int = LOGIN_S_MAX,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._auth = auth
         self._system = system
         self._issuer = keys.issuer_key
         self._verify = verify
+        self._login_s_max = login_s_max
         self._clock = clock
         self._known: OrderedDict[bytes, Login] = OrderedDict()
         self._buckets = Buckets()
@@ -179,6 +201,7 @@ class Callout:
 
     async def start(self) -> None:
         """Answer from now on, over all reconnects."""
+        await self._system.subscribe(DISCONNECTED, self._left)
         await self._auth.subscribe(QUESTION, self._asked, queue="callout", concurrency=CONCURRENCY)
         await self._auth.flush()
 
@@ -209,6 +232,10 @@ class Callout:
         except BazaarError as error:
             log.warning("a login could not be answered: %s", error.why)
 
+    def _left(self, message: Message) -> None:
+        event = _disconnects.decode(message.data)
+        self._seats.leave(event.server.id, event.client.user, event.client.id)
+
     async def _decide(self, request: jwt.AuthorizationRequest) -> Grant:
         """What this connection gets. Raises Refused."""
         now_s = self._clock()
@@ -228,7 +255,7 @@ class Callout:
                 raise Refused(Refusal.BAD_SIGNATURE, "The connection does not prove its key.")
             if not options.auth_token:
                 return guest_grant(int(now_s))
-            return wallet_grant(self._login(host, options, now_s), int(now_s))
+            return wallet_grant(self._login(host, options, now_s), int(now_s), self._login_s_max)
         except Refused:
             self._buckets.take(host, now_s)
             raise

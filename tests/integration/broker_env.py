@@ -18,7 +18,7 @@ from events.values import Role
 from events.wallet import KeySigner
 from services import broker, market_keys
 from services.broker import Broker, Place
-from services.callout import Callout, verifier
+from services.callout import LOGIN_S_MAX, Callout, verifier
 
 MARKET_ID = "ab" * 32
 OTHER_MARKET_ID = "cd" * 32
@@ -58,17 +58,23 @@ class World:
         self.keys = market_keys.load_or_make(folder / "keys")
         self.broker: Broker
         self.connections: list[Connection] = []
+        self.background: list[asyncio.Future[Any]] = []
         self.services: Connection
 
-    async def start(self) -> World:
+    async def start(self, *, login_s_max: int = LOGIN_S_MAX) -> World:
         self.broker = await broker.start_async(self.place, self.keys)
-        system = await self.connect(ServiceKey(self.keys.sys), "callout-system")
-        auth = await self.connect(ServiceKey(self.keys.callout), "callout")
-        await Callout(auth, system, self.keys, verifier(MARKET_ID)).start()
+        await self.start_callout(login_s_max=login_s_max)
         self.services = await self.connect(ServiceKey(self.keys.market), "services")
         self.services.on_up(self._streams)
         await ensure_streams(self.services)
         return self
+
+    async def start_callout(self, *, login_s_max: int = LOGIN_S_MAX) -> list[Connection]:
+        """A callout, and the connections it has."""
+        system = await self.connect(ServiceKey(self.keys.sys), "callout-system")
+        auth = await self.connect(ServiceKey(self.keys.callout), "callout")
+        await Callout(auth, system, self.keys, verifier(MARKET_ID), login_s_max=login_s_max).start()
+        return [auth, system]
 
     async def _streams(self) -> None:
         await ensure_streams(self.services)
