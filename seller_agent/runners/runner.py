@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import StrEnum
-from pathlib import Path
 from typing import Protocol
 
 import msgspec
@@ -147,6 +146,6 @@ class Runner(Protocol):
         """Let go of connections and followers; runs go on."""
 
 
-def run_folder(root: Path, key: RunKey) -> Path:
+def run_folder(root: str, key: RunKey) -> str:
     """Where the agent keeps the run's files."""
-    return root / key.name
+    return f"{root}/{key.name}"

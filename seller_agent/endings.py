@@ -1,0 +1,114 @@
+"""How an attempt ended: from what the runner saw and who asked, the one event that reports it. A table and pure functions."""
+
+from __future__ import annotations
+
+from events.jobs import AttemptEnded, JobCancelled, JobFailed, JobSubmitted, JobSucceeded, JobTimedOut
+from events.reasons import Reason
+from seller_agent.attempts import Attempt, Saved, Stop
+from seller_agent.runners.runner import RunStatus, StopReason
+
+FAILED_TO_START = frozenset(
+    {
+        Reason.PROGRAM_NOT_FOUND,
+        Reason.IMAGE_NOT_FOUND,
+        Reason.IMAGE_REFUSED,
+        Reason.IMAGE_AUTH,
+        Reason.IMAGE_PULL_TIMEOUT,
+        Reason.INPUT_MISSING,
+        Reason.INPUT_CORRUPT,
+        Reason.INPUT_TIMEOUT,
+        Reason.SECRET_MISSING,
+        Reason.CONTAINER_ERROR,
+        Reason.DISK_FULL,
+        Reason.GPU_LOST,
+        Reason.HOST_RESTARTED,
+        Reason.RUNTIME_RESTARTED,
+        Reason.LEASE_EXPIRED,
+    }
+)
+"""What a runner, or fetching the inputs, may give as the reason of a failure."""
+STOPPED_FOR = {Stop.EVICT: Reason.EVICTED, Stop.LEASE: Reason.LEASE_EXPIRED, Stop.LOST: Reason.LEASE_EXPIRED}
+TIMED_OUT = frozenset({Reason.RUN_TIMEOUT, Reason.ESTIMATE_EXCEEDED, Reason.BUDGET_EXHAUSTED, Reason.IDLE, Reason.LOW_UTILISATION})
+
+
+def failure_reason(word: str) -> Reason:
+    """The reason that a runner's word names; anything unknown is the node's fault."""
+    return Reason(word) if word in FAILED_TO_START else Reason.CONTAINER_ERROR
+
+
+def time_limit(order: JobSubmitted, timeout_s: int, price_uusd_per_gpu_hour: int) -> tuple[int, Reason]:
+    """How many seconds the run may take, and what it means when they are over."""
+    limits = [(timeout_s, Reason.RUN_TIMEOUT)]
+    if order.estimate_s is not None and order.estimate_limit is not None:
+        limits.append((order.estimate_s * order.estimate_limit, Reason.ESTIMATE_EXCEEDED))
+    if order.max_total_uusd is not None and price_uusd_per_gpu_hour > 0:
+        per_hour = max(1, order.requirements.num_gpus) * price_uusd_per_gpu_hour
+        limits.append((max(1, order.max_total_uusd * 3600 // per_hour), Reason.BUDGET_EXHAUSTED))
+    return min(limits, key=lambda limit: limit[0])
+
+
+def ended_for(attempt: Attempt) -> Reason:
+    """Why the attempt ended: who asked first, then what the runner saw."""
+    if attempt.cancelled_by:
+        return Reason.CANCELLED_BY_BUYER if attempt.cancelled_by == attempt.buyer else Reason.CANCELLED_BY_OPERATOR
+    status = attempt.status
+    if attempt.failure is not None:
+        return attempt.failure
+    if status is None:
+        return STOPPED_FOR.get(attempt.stop or Stop.LOST, Reason.EVICTED)
+    if status.error is not None:
+        return failure_reason(status.error)
+    match status.stop_reason:
+        case StopReason.DEADLINE:
+            return time_limit(attempt.order, attempt.timeout_s, attempt.price_uusd_per_gpu_hour)[1]
+        case StopReason.LEASE:
+            return Reason.LEASE_EXPIRED
+        case StopReason.OUTPUT:
+            return Reason.OUTPUT_TOO_LARGE
+        case StopReason.ASKED:
+            return STOPPED_FOR.get(attempt.stop, Reason.EVICTED) if attempt.stop is not None else Reason.EVICTED
+        case None:
+            return _exited_for(attempt, status)
+
+
+def _exited_for(attempt: Attempt, status: RunStatus) -> Reason:
+    """It ended by itself."""
+    saved = attempt.saved_as or Saved()
+    if status.exit_code == 0:
+        if saved.failure is not None:
+            return saved.failure
+        return Reason.OUTPUT_TOO_LARGE if saved.too_large else Reason.EXITED_ZERO
+    if status.out_of_memory:
+        return Reason.OUT_OF_MEMORY
+    return Reason.EXITED_NONZERO if status.signal is None else Reason.KILLED_BY_SIGNAL
+
+
+def end_event(attempt: Attempt) -> AttemptEnded:
+    """The one report of how the attempt ended."""
+    reason, status, saved = ended_for(attempt), attempt.status, attempt.saved_as or Saved()
+    if reason is Reason.EXITED_ZERO:
+        kind: type[AttemptEnded] = JobSucceeded
+    elif reason in (Reason.CANCELLED_BY_BUYER, Reason.CANCELLED_BY_OPERATOR):
+        kind = JobCancelled
+    else:
+        kind = JobTimedOut if reason in TIMED_OUT else JobFailed
+    detail = attempt.detail or (status.detail if status is not None else "") or saved.detail
+    return kind(  # type: ignore[call-arg]
+        job_id=attempt.job_id,
+        attempt=attempt.attempt,
+        epoch=attempt.epoch,
+        reason=reason,
+        exit_code=status.exit_code if status is not None and status.exit_code is not None and 0 <= status.exit_code <= 255 else None,
+        ran_ms=max(0, status.ran_ms or 0) if status is not None else 0,
+        stdout_bytes=saved.stdout_bytes,
+        stderr_bytes=saved.stderr_bytes,
+        output_sha256=saved.output_sha256,
+        results=saved.results,
+        results_bytes=saved.results_bytes,
+        detail=plain(detail),
+    )
+
+
+def plain(text: str, length: int = 300) -> str:
+    """Words that may stand in an event for ever and reach any terminal: printable ASCII."""
+    return "".join(letter if " " <= letter <= "~" else "?" if letter.isprintable() else " " for letter in text)[:length]

@@ -1,0 +1,160 @@
+"""The folders of a run on disk: made, emptied of results, and deleted again. Blocking code for a thread; no connection.
+
+`job/` has the inputs, `out/` the results, `log/` the output. What a job left in `out/` is hostile: nothing is followed, only regular
+files count, and what goes beyond the caps stays behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import stat
+from pathlib import Path
+from typing import NamedTuple
+
+from events.files import DEPTH_MAX, FILES_MAX, LocalFile, ManifestEntry, blob_ref, encode_manifest, hash_file, path_problem
+from events.values import BlobRef
+
+LEAF_FOLDERS = ("job", "out", "log", "tmp")
+
+
+class Collected(NamedTuple):
+    """The results of a run, in order of their paths."""
+
+    files: list[LocalFile]
+    total_bytes: int
+    too_large: bool
+    """Something was left behind because of a cap."""
+    passed_over: int
+    """Entries that are no regular files, cannot be read, or have names that cannot be passed on."""
+
+
+class _Walk:
+    """One pass over `out/` by descriptors, so that nothing can be exchanged for a link on the way."""
+
+    def __init__(self, root: str, bytes_max: int) -> None:
+        self.root = root
+        self.left = bytes_max
+        self.files: list[LocalFile] = []
+        self.entries = 0
+        self.too_large = False
+        self.passed_over = 0
+
+    def folder(self, descriptor: int, prefix: str, depth: int) -> None:
+        with os.scandir(descriptor) as entries:
+            names = sorted(entry.name for entry in entries)
+        for name in names:
+            self.entries += 1
+            if self.entries > FILES_MAX:
+                self.too_large = True
+                return
+            self.entry(descriptor, name, prefix + name, depth)
+
+    def entry(self, parent: int, name: str, path: str, depth: int) -> None:
+        if path_problem(path) is not None:
+            self.passed_over += 1
+            return
+        try:
+            descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent)
+        except OSError:
+            self.passed_over += 1  # a link, a socket, something unreadable
+            return
+        try:
+            kind = os.fstat(descriptor)
+            if stat.S_ISREG(kind.st_mode):
+                self.file(path, kind)
+            elif stat.S_ISDIR(kind.st_mode) and depth < DEPTH_MAX:
+                self.folder(descriptor, path + "/", depth + 1)
+            else:
+                self.passed_over += 1
+        finally:
+            os.close(descriptor)
+
+    def file(self, path: str, kind: os.stat_result) -> None:
+        if kind.st_size > self.left:
+            self.too_large = True
+            return
+        self.left -= kind.st_size
+        self.files.append(LocalFile(path, Path(f"{self.root}/{path}"), bool(kind.st_mode & 0o100)))
+
+
+def collect(folder: str, bytes_max: int) -> Collected:
+    """The results of the run in `folder`, at most `bytes_max` together. Raises OSError when `out/` cannot be read."""
+    walk = _Walk(f"{folder}/out", bytes_max)
+    try:
+        descriptor = os.open(walk.root, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return Collected([], 0, False, 0)
+    try:
+        walk.folder(descriptor, "", 1)
+    finally:
+        os.close(descriptor)
+    return Collected(walk.files, bytes_max - walk.left, walk.too_large, walk.passed_over)
+
+
+def manifest_of(files: list[LocalFile]) -> BlobRef:
+    """What the manifest of these files will be once they are stored. Raises OSError."""
+    entries = []
+    for file in files:
+        ref = hash_file(file.source)
+        entries.append(ManifestEntry(file.path, ref.sha256, ref.size, file.executable))
+    return blob_ref(encode_manifest(entries))
+
+
+def has_results(folder: str) -> bool:
+    """Whether there is anything in `out/`."""
+    try:
+        with os.scandir(f"{folder}/out") as entries:
+            return next(entries, None) is not None
+    except OSError:
+        return False
+
+
+def make(folder: str) -> Path:
+    """The run's folder with a place for inputs, for its owner only; that place. Raises OSError."""
+    place = Path(folder, "job")
+    place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return place
+
+
+def delete(folder: str) -> bool:
+    """Take the folder away; whether it is gone. A small one takes a few system calls, anything else the long way."""
+    try:
+        for name in ("stdout", "stderr"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(f"{folder}/log/{name}")
+        for name in LEAF_FOLDERS:
+            with contextlib.suppress(FileNotFoundError):
+                os.rmdir(f"{folder}/{name}")
+        os.rmdir(folder)
+    except FileNotFoundError:
+        pass
+    except OSError:
+        _delete_tree(folder)
+    return not os.path.lexists(folder)
+
+
+def _delete_tree(folder: str) -> None:
+    """A job may have taken the rights away from its own folders: they are given back first. Links are not followed."""
+    for parent, folders, _ in os.walk(folder):
+        for name in folders:
+            path = os.path.join(parent, name)
+            with contextlib.suppress(OSError):
+                if not os.path.islink(path):
+                    os.chmod(path, 0o700)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def strays(root: Path, known: set[str]) -> list[str]:
+    """Folders of runs that nobody knows any more."""
+    try:
+        with os.scandir(root) as entries:
+            folders = [entry for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except FileNotFoundError:
+        return []
+    return [entry.path for entry in folders if _is_run(entry.name) and entry.name not in known]
+
+
+def _is_run(name: str) -> bool:
+    return name.startswith("j") and name.count("-") == 2
