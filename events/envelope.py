@@ -57,9 +57,12 @@ def seal(signing_key: SigningKey, *, market_id: bytes, subject: str, seq: int, t
 def open_envelope(data: bytes) -> Envelope:
     """The envelope in `data`, its signature not yet checked. Raises Malformed."""
     try:
-        return _decoder.decode(data)
+        envelope = _decoder.decode(data)
     except HOSTILE_DECODE_ERRORS as error:
         raise Malformed(str(error)[:200]) from None
+    if envelope.version != ENVELOPE_VERSION:
+        raise Malformed(f"version {envelope.version} of the envelope is not known")
+    return envelope
 
 
 def signature_is_good(envelope: Envelope, verify_key: VerifyKey, market_id: bytes, subject: str) -> bool:

@@ -1,6 +1,6 @@
 """The content-addressed store on the stream FILES: chunks of uploads, what hash they make, and which wallet may name which hash.
 
-Subjects: `file.c.<upload>.<n>` a chunk, `file.m.<sha256>` where the content lies, `file.r.<wallet>.<sha256>.<size>` that a wallet has brought
+Subjects: `file.c.<upload>.<n>` a chunk, `file.m.<sha256>` where the content lies, `file.r.<wallet>.<sha256>.<size>` who has brought
 it. Content is stored once; every wallet that brought it is charged for it, and only such a wallet learns that it is here.
 """
 

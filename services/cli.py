@@ -312,8 +312,5 @@ def api(broker: str | None, port: int, fd: int | None, log_level: str) -> None:
     from services.processes import run_api
 
     folder, url = MarketFolder(settings().home), broker or settings().market
-    if fd is None:
-        listening = socket.create_server(("127.0.0.1", port))
-    else:
-        listening = socket.socket(fileno=fd)
+    listening = socket.create_server(("127.0.0.1", port)) if fd is None else socket.socket(fileno=fd)
     _service("api", log_level, lambda: run_api(folder, url, listening))

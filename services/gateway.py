@@ -1,7 +1,7 @@
 """The gateway: files in and out, and the output of jobs. It folds the ledger to know who may, and writes no event.
 
-A file is read by whoever brought it, by the present node of a job that needs it, and by the buyer of a job that made it. Output is taken from
-the node that has the attempt, at the place where it goes on, within the attempt's quota.
+A file is read by whoever brought it, by the present node of a job that needs it, and by the buyer of a job that made it. Output is taken
+from the node that has the attempt, at the place where it goes on, within the attempt's quota.
 """
 
 from __future__ import annotations

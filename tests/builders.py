@@ -136,7 +136,7 @@ DEFAULTS: dict[type[Event], dict[str, Any]] = {
 """What a test that does not care gets, for every kind of event."""
 
 
-def make(kind: type[E], **changes: Any) -> E:
+def make(kind: type[E], /, **changes: Any) -> E:
     """An event of this kind, with defaults for whatever is not given."""
     return kind(**(DEFAULTS[kind] | changes))
 
@@ -225,7 +225,7 @@ class History:
 
 def role_of(event: Event, sender: str) -> Role:
     """The role in which `sender` may say this."""
-    roles = [Role(role) for role in PUBLISHERS[type(event)] if role in set(Role)]
+    roles = [Role(role) for role in PUBLISHERS[type(event)] if role in set(Role)] or [Role.BUYER]
     return Role.OPERATOR if sender == OPERATOR and Role.OPERATOR in roles else roles[0]
 
 
