@@ -75,7 +75,14 @@ IMPURE_LIBRARIES = {
 }
 IMPURE_CALLS = {"open", "print", "input", "exec", "eval"}
 
-LAZY_IMPORTS = ("buyer_cli/", "seller_agent/cli.py", "seller_agent/commands/", "services/cli.py", "services/commands/")
+LAZY_IMPORTS = (
+    "buyer_cli/",
+    "seller_agent/cli.py",
+    "seller_agent/commands/",
+    "services/cli.py",
+    "services/commands/",
+    "services/processes.py",
+)
 """Where an import inside a function is a matter of start-up time, not of a cycle."""
 
 BINS = {"utils", "util", "common", "helpers", "base", "misc"}
