@@ -23,8 +23,8 @@ SETTLED_KEPT = 256
 HASH_KEPT = 16
 """As much of an event's hash as the market's fold keeps."""
 
-RETRIED = frozenset({Refusal.OUT_OF_SEQUENCE, Refusal.RATE_LIMITED, Refusal.UNKNOWN_KEY, Refusal.KEY_EXPIRED})
-"""Refusals that are about how an event came, not about what it says: it is sent again."""
+RETRIED = frozenset({Refusal.OUT_OF_SEQUENCE, Refusal.RATE_LIMITED, Refusal.UNKNOWN_KEY})
+"""Refusals that are about how an event came, not about what it says: it is sent again. So is KEY_EXPIRED while a new key can be had."""
 
 
 class Entry:
@@ -64,6 +64,8 @@ class SendWindow:
         self.rate_limited = False
         self.key_unknown = False
         self.key_expired = False
+        self.renewable = True
+        """Whether another key can follow this one."""
         self._gone_back_to = 0
         self._settled: dict[int, bytes] = {}
 
@@ -112,7 +114,7 @@ class SendWindow:
         entry = self.flying.get(outcome.number)
         if entry is None or not _same(entry.digest, outcome.hash):
             return self._stray(outcome)
-        if outcome.reason in RETRIED:
+        if outcome.reason in RETRIED or (outcome.reason is Refusal.KEY_EXPIRED and self.renewable):
             self._retry(outcome)
             return None
         self._gone_back_to = 0

@@ -218,6 +218,11 @@ class Sender:
                 self._window.add(entry)
         self.lost()
 
+    def keep_session(self) -> None:
+        """No other key can be had: what this one may no longer say is refused for good, and the rest goes on."""
+        self._window.renewable = False
+        self.lost()
+
     def _introduce(self) -> None:
         """The first event of a key is its wallet's delegation."""
         waiting = self._window.waiting
