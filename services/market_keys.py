@@ -98,6 +98,8 @@ def load_or_make(folder: Path) -> MarketKeys:
         live_secret = bytes.fromhex(secret)
     except ValueError:
         raise _damaged(folder / "live.secret") from None
+    if len(live_secret) != SECRET_BYTES:
+        raise _damaged(folder / "live.secret")
     return MarketKeys(**seeds, live_secret=live_secret)
 
 

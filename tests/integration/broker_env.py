@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,23 +60,30 @@ class World:
         self.keys = market_keys.load_or_make(folder / "keys")
         self.broker: Broker
         self.connections: list[Connection] = []
-        self.background: list[asyncio.Future[Any]] = []
+        self.callout: list[Connection] = []
+        self._background: set[asyncio.Future[None]] = set()
         self.services: Connection
 
     async def start(self, *, login_s_max: int = LOGIN_S_MAX) -> World:
         self.broker = await broker.start_async(self.place, self.keys)
-        await self.start_callout(login_s_max=login_s_max)
+        self.callout = await self.start_callout(login_s_max=login_s_max)
         self.services = await self.connect(ServiceKey(self.keys.market), "services")
         self.services.on_up(self._streams)
         await ensure_streams(self.services)
         return self
 
     async def start_callout(self, *, login_s_max: int = LOGIN_S_MAX) -> list[Connection]:
-        """A callout, and the connections it has."""
+        """A callout, as the connections whose end is its end."""
         system = await self.connect(ServiceKey(self.keys.sys), "callout-system")
         auth = await self.connect(ServiceKey(self.keys.callout), "callout")
         await Callout(auth, system, self.keys, verifier(MARKET_ID), login_s_max=login_s_max).start()
         return [auth, system]
+
+    def soon(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do this in the background; for subscriptions that are plain functions."""
+        task = asyncio.ensure_future(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     async def _streams(self) -> None:
         await ensure_streams(self.services)
@@ -83,8 +92,9 @@ class World:
     def url(self) -> str:
         return self.broker.url
 
-    async def connect(self, identity: Identity, name: str, *, wait_s: float | None = 0.0) -> Connection:
-        connection = Connection(self.url, identity, name)
+    async def connect(self, identity: Identity, name: str, *, wait_s: float | None = 0.0, hasty: bool = False) -> Connection:
+        """A connection, open; `hasty` ones come back sooner than wallets do."""
+        connection = Connection(self.url, identity, name, reconnect_wait_s=0.05 if hasty else None, jitter_s=0.05 if hasty else None)
         self.connections.append(connection)
         return await connection.open(wait_s=wait_s)
 
@@ -153,3 +163,31 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         yield made
     finally:
         await made.stop()
+
+
+class RawLogin:
+    """A connection below the library, for logins that no honest client would send."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, nonce: str) -> None:
+        self.reader, self.writer, self.nonce = reader, writer, nonce
+
+    @classmethod
+    async def open(cls, url: str) -> RawLogin:
+        host, _, port = url.removeprefix("nats://").rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        greeting = await reader.readline()
+        return cls(reader, writer, json.loads(greeting.removeprefix(b"INFO "))["nonce"])
+
+    async def say(self, **options: Any) -> str:
+        """The broker's answer to a CONNECT with these options: `PONG`, or its complaint."""
+        self.writer.write(b"CONNECT " + json.dumps({"verbose": False, "protocol": 1, **options}).encode() + b"\r\nPING\r\n")
+        try:
+            await self.writer.drain()
+            answer = (await asyncio.wait_for(self.reader.readline(), 10)).decode().strip()
+            return answer or "hung up"
+        except ConnectionError:
+            return "hung up"
+        finally:
+            self.writer.close()
+            with suppress(ConnectionError):
+                await self.writer.wait_closed()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 from base64 import b64decode
+from contextlib import suppress
 
 import pytest
 from integration.broker_env import Complaints, Ear, World, until, world
@@ -18,7 +19,7 @@ from events.connection import Connection
 from events.errors import MarketUnreachable, Refused
 from events.nats_client import Message
 from events.reasons import Refusal
-from events.streams import INTAKE_MESSAGES_PER_WALLET, JetStreamRefused, api, append, direct_get
+from events.streams import INTAKE_MESSAGES_PER_WALLET, Intake, JetStreamRefused, api, append, direct_get
 from events.subjects import INTAKE_STREAM, RPC_VERBS, inbox_prefix, intake, live, output, output_of, rpc, tunnel
 
 __all__ = ["world"]  # the fixture
@@ -209,7 +210,7 @@ async def test_a_buyer_who_sees_a_sellers_reply_subject_cannot_answer_there(worl
     seen = await Ear(buyer).on(output_of(parties.wallet_a, "job"))
     held: list[Message] = []
     await world.services.subscribe("output.*.*.*.*", held.append)
-    await world.services.subscribe(rpc("files", parties.wallet_a), lambda message: _answer_soon(world, message, b"forged"))
+    await world.services.subscribe(rpc("files", parties.wallet_a), lambda message: world.soon(world.services.respond(message, b"forged")))
     await world.services.flush()
     shipped = asyncio.create_task(seller.request(output(parties.wallet_b, parties.wallet_a, "job", TOKEN), b"line"))
     await until(lambda: seen.heard and held, "the line at the buyer and at the gateway")
@@ -221,10 +222,6 @@ async def test_a_buyer_who_sees_a_sellers_reply_subject_cannot_answer_there(worl
     assert not shipped.done()
     await world.services.respond(held[0], b"recorded")
     assert b"recorded" == await shipped
-
-
-def _answer_soon(world: World, message: Message, data: bytes) -> None:
-    world.background.append(asyncio.ensure_future(world.services.respond(message, data)))
 
 
 async def test_squatting_on_a_message_id_costs_the_squatter_nothing_and_us_nothing_we_use(world: World, parties: Parties) -> None:
@@ -283,6 +280,27 @@ async def first_in_the_intake(world: World) -> bytes:
     return b64decode(answer["message"]["data"])
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Nats-Expected-Last-Subject-Sequence": "0", "Nats-Expected-Last-Subject-Sequence-Subject": "intake.x"},
+        {"Nats-Stream": "LEDGER", "Nats-Subject": "ledger.page", "Nats-Sequence": "1"},
+        {"Nats-Request-Info": '{"user": "somebody else"}'},
+    ],
+    ids=lambda headers: next(iter(headers)),
+)
+async def test_a_header_that_lies_is_stored_and_not_shown_to_whoever_reads_the_intake(
+    world: World, parties: Parties, headers: dict[str, str]
+) -> None:
+    read: list[tuple[int, str, bytes]] = []
+    taken = Intake(world.services, lambda position, subject, data: read.append((position, subject, data)))
+    await taken.start()
+    await parties.a.request(intake(parties.wallet_a), b"event", headers=headers)
+    await until(lambda: read, "the message")
+    assert [(1, intake(parties.wallet_a), b"event")] == read
+    await taken.stop()
+
+
 async def test_headers_count_as_size(world: World, parties: Parties) -> None:
     answer = json.loads(await parties.a.request(intake(parties.wallet_a), b"", headers={"X": "y" * 17_500}))
     assert 10054 == answer["error"]["err_code"]
@@ -312,11 +330,14 @@ async def test_who_sends_an_oversized_message_all_the_same_loses_the_connection_
 
 async def test_one_connection_holds_no_more_than_512_subscriptions(world: World, parties: Parties) -> None:
     ear = Ear(parties.a)
-    with pytest.raises(MarketUnreachable):
-        for number in range(600):
-            await parties.a.subscribe(f"{inbox_prefix(parties.wallet_a)}.many.{number}", ear.heard.append)
-        await parties.a.flush()
+    mine = inbox_prefix(parties.wallet_a)
+    await ear.on(*(f"{mine}.many.{number}" for number in range(500)))
+    assert 1 == parties.a.generation
+    with suppress(MarketUnreachable):
+        await ear.on(*(f"{mine}.more.{number}" for number in range(100)))
+    await until(lambda: not parties.a.is_up, "the end of a connection with too many")
     await parties.b.flush()
+    assert 1 == parties.b.generation
 
 
 @pytest.mark.parametrize("messages", [80, INTAKE_MESSAGES_PER_WALLET + 44])
