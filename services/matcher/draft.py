@@ -12,6 +12,7 @@ import msgspec
 from events.codec import encode_event
 from events.envelope import DECISION_KEY, event_hash
 from events.fact import Event
+from events.identity import MemberAdded, MemberRemoved
 from events.jobs import (
     GpusReleased,
     JobCancelRequested,
@@ -199,6 +200,9 @@ class Draft:
         node_id: str | None = getattr(event, "node_id", None)
         if node_id is not None:
             engine.touch_node(node_id)
+        org_id: str | None = getattr(event, "org_id", None)
+        if org_id is not None and isinstance(event, MemberAdded | MemberRemoved):
+            engine.touch_org(org_id)
         self._set_deadlines(event)
 
     def _set_deadlines(self, event: Event) -> None:
