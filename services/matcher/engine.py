@@ -1,0 +1,354 @@
+"""Which job gets which node next. Pure: an index over a Market, rebuilt from it at any time, and no part of its digest.
+
+The decision is that of this loop, without walking anything: take the first job in policy order that any free node can run, and give it the
+best of those nodes. Whoever folds an event says what it touched; between turns no queued job fits any free node, so only what has changed
+since needs a look. Two lists keep that look small. `_frontier`: shapes of jobs, each with a bound before which none of its jobs fits any
+node. `_fresh`: a few nodes that may fit more than before; when they are many, the shapes that fit them go to the frontier instead.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from events.values import JobId, NodeId, OrgId, PriceUusdPerGpuHour, Wallet
+from projections.jobs import HELD, QUEUED, Job
+from projections.market import Market
+from services.matcher.feasibility import Scene, choose_cards, obstacle
+from services.matcher.node_index import Bucket, NodeIndex
+from services.matcher.ordered import Tally
+from services.matcher.policies import Rank, order_key, rank
+from services.matcher.price_index import ANY_PRICE
+from services.matcher.shapes import Placed, Shape, ShapeTable, fit
+
+FRESH_NODES_MAX = 4
+NOBODY: frozenset[NodeId] = frozenset()
+
+Found = tuple[int, JobId]
+"""A job and its order key."""
+
+
+class Match(NamedTuple):
+    """A decision: the job, its node and cards, and the price that is locked."""
+
+    job_id: JobId
+    node_id: NodeId
+    cards: tuple[str, ...]
+    price_uusd_per_gpu_hour: PriceUusdPerGpuHour
+
+
+class Engine:
+    """Everything that matching needs to know beside the market. Touching is cheap and may be done once too often, never too seldom."""
+
+    def __init__(self, market: Market) -> None:
+        self.market = market
+        self._suspects: set[NodeId] = set()
+        self._tally = Tally()
+        self._rebuild()
+
+    @property
+    def touched(self) -> int:
+        """How many rows (jobs, nodes, shapes, buckets) have been looked at so far."""
+        return self._tally.touched
+
+    def touch_job(self, job_id: JobId) -> None:
+        """The job has changed."""
+        self._touched_jobs[job_id] = None
+
+    def touch_node(self, node_id: NodeId) -> None:
+        """The node's offer, state, price or allocations have changed."""
+        self._touched_nodes[node_id] = None
+
+    def touch_org(self, org_id: OrgId) -> None:
+        """The organisation's members have changed."""
+        self._touched_orgs[org_id] = None
+
+    def suspect(self, node_id: NodeId, is_suspect: bool) -> None:
+        """Nothing is matched to a node that has not been heard of lately."""
+        if is_suspect is not (node_id in self._suspects):
+            (self._suspects.add if is_suspect else self._suspects.discard)(node_id)
+            self._touched_nodes[node_id] = None
+
+    def next_wakeup_ms(self) -> int | None:
+        """When a job or node may become fit by the mere passing of time; None: never."""
+        return self._timers[0][0] if self._timers else None
+
+    def next_match(self, now_ms: int) -> Match | None:
+        """The next decision, or None when no queued job fits any free node. The caller folds it and touches job and node, then asks again."""
+        self._settle(now_ms)
+        if self.market.paused or self._is_full():
+            return None
+        if len(self._fresh) > FRESH_NODES_MAX:
+            self._spread()
+        found = self._first_of_frontier(self._first_of_fresh())
+        if found is None:
+            return None
+        placed = self._table.placed[found[1]]
+        places = [self._best_place(shape) for shape in (placed.shape, placed.private) if shape is not None]
+        node_id = min(place for place in places if place is not None)[3]
+        node = self.market.nodes[node_id]
+        cards = choose_cards(node, placed.shape.ask.requirements)
+        assert cards is not None, (found, node_id)
+        return Match(found[1], node_id, cards, node.price_uusd_per_gpu_hour)
+
+    def _rebuild(self) -> None:
+        market = self.market
+        self._policy = market.policy
+        self._is_stale = False
+        self._scene = Scene(market, 0, self._suspects)
+        self._nodes = NodeIndex(self._tally)
+        self._table = ShapeTable(self._tally)
+        self._known: set[Wallet] = set()
+        """Buyers whom some node names, so that their jobs lie in a private shape, too."""
+        self._frontier: list[tuple[int, int, Shape]] = []
+        """Heap of (bound, number of the shape, shape); an entry counts while its bound is the shape's own."""
+        self._fresh: dict[NodeId, Found | None] = {}
+        """Nodes, each with its first job if that is known."""
+        self._timers: list[tuple[int, str]] = []
+        self._due: dict[str, int] = {}
+        self._touched_jobs: dict[JobId, None] = {job_id: None for job_id, job in market.jobs.items() if job.state is QUEUED}
+        self._touched_nodes: dict[NodeId, None] = dict.fromkeys(market.nodes)
+        self._touched_orgs: dict[OrgId, None] = {}
+
+    def _is_full(self) -> bool:
+        most = self.market.policy.max_concurrent
+        return most is not None and sum(self.market.states.get(state, 0) for state in HELD) >= most
+
+    # -- keeping the index in step with the market --
+
+    def _settle(self, now_ms: int) -> None:
+        """Take in everything that was touched, and everything whose time has come."""
+        policy = self.market.policy
+        if policy is not self._policy or self._is_stale:
+            if self._is_stale or (policy.name, policy.ageing_s_per_point) != (self._policy.name, self._policy.ageing_s_per_point):
+                self._rebuild()
+            self._policy = policy
+        if now_ms != self._scene.now_ms:
+            self._scene = Scene(self.market, now_ms, self._suspects)
+        while self._timers and self._timers[0][0] <= now_ms:
+            due_ms, name = heapq.heappop(self._timers)
+            if self._due.get(name) == due_ms:
+                del self._due[name]
+            (self._touched_nodes if name in self.market.nodes else self._touched_jobs)[name] = None
+        if self._touched_nodes:
+            touched_nodes, self._touched_nodes = self._touched_nodes, {}
+            self._settle_nodes(touched_nodes)
+        if self._touched_orgs:
+            touched_orgs, self._touched_orgs = self._touched_orgs, {}
+            for bucket in self._nodes.buckets.values():
+                if bucket.door in touched_orgs:
+                    self._introduce(bucket)
+        while self._touched_jobs:
+            touched_jobs, self._touched_jobs = self._touched_jobs, {}
+            for job_id in touched_jobs:
+                self._settle_job(job_id)
+
+    def _settle_nodes(self, node_ids: Iterable[NodeId]) -> None:
+        index, fresh, now_ms = self._nodes, self._fresh, self._scene.now_ms
+        for node_id in node_ids:
+            self._tally.touched += 1
+            if index.settle(self.market, node_id, now_ms, self._suspects) or node_id in fresh:
+                fresh[node_id] = None
+            for shape in self._table.targets.get(node_id, ()):
+                self._push_all(shape)
+            tier_until_ms = index.rows[node_id].tier_until_ms
+            if tier_until_ms:
+                self._wake(tier_until_ms, node_id)
+        if index.created:
+            created, index.created = index.created, []
+            for bucket in created:
+                self._introduce(bucket)
+
+    def _introduce(self, bucket: Bucket) -> None:
+        """Find out which shapes of jobs fit a bucket that is new, or whose organisation has changed."""
+        if bucket.door is not None:
+            self._admit(bucket)
+        bucket.shapes.clear()
+        for shape in self._table.shapes.values():
+            how = fit(shape, bucket, self._scene)
+            if how is not None:
+                bucket.shapes[shape] = how
+                self._push_all(shape)
+
+    def _admit(self, bucket: Bucket) -> None:
+        """Give the buyers whom these nodes take private shapes, if they have none yet."""
+        door = bucket.door
+        if isinstance(door, str):
+            org = self.market.identity.orgs.get(door)
+            door = frozenset() if org is None else frozenset(org.members)
+        assert door is not None
+        new = door - self._known
+        self._known |= new
+        if not new.isdisjoint(self.market.queued_of):
+            for job_id in self._table.placed:
+                job = self.market.jobs.get(job_id)
+                if job is not None and job.buyer in new:
+                    self._touched_jobs[job_id] = None
+
+    def _settle_job(self, job_id: JobId) -> None:
+        """Lay a job where it belongs: in its shapes, among those that wait for a time, or nowhere."""
+        table, now_ms = self._table, self._scene.now_ms
+        self._tally.touched += 1
+        table.take(job_id)
+        job = self.market.jobs.get(job_id)
+        if job is None or job.state is not QUEUED:
+            return
+        if job.not_before_ms > now_ms:
+            self._wake(job.not_before_ms, job_id)
+            return
+        avoid = self._avoided(job)
+        if avoid and job.avoid is not None:
+            self._wake(min(job.avoid[node_id] for node_id in avoid), job_id)
+        requirements, buyer = job.submitted.requirements, job.buyer
+        targeted = requirements.target_node is not None
+        self._sweep()
+        shape = self._shape(job, buyer if targeted else None, avoid)
+        private = self._shape(job, buyer, avoid) if buyer in self._known and not targeted else None
+        price = job.max_price_uusd_per_gpu_hour
+        placed = Placed(order_key(job, self._policy, self.market), shape, private)
+        table.put(job_id, placed, ANY_PRICE if price is None else price)
+        self._fresh = dict.fromkeys(self._fresh)
+        self._push(shape, placed.key)
+        if private is not None:
+            self._push(private, placed.key)
+
+    def _avoided(self, job: Job) -> frozenset[NodeId]:
+        if not job.avoid:
+            return NOBODY
+        return frozenset(node_id for node_id, until_ms in job.avoid.items() if until_ms > self._scene.now_ms)
+
+    def _shape(self, job: Job, buyer: Wallet | None, avoid: frozenset[NodeId]) -> Shape:
+        """The shape of a job; a new one is made known to every bucket that it fits."""
+        requirements = job.submitted.requirements
+        shape, is_new = self._table.find(requirements, buyer, avoid)
+        if is_new:
+            if requirements.node_labels:
+                self._settle_nodes(self._nodes.ask_labels(requirements.node_labels.items()))
+            for bucket in self._nodes.buckets.values():
+                how = fit(shape, bucket, self._scene)
+                if how is not None:
+                    bucket.shapes[shape] = how
+        return shape
+
+    def _sweep(self) -> None:
+        """Forget shapes without a job when they have become many; and when labels that nobody asks for any more split the nodes, begin anew."""
+        idle = self._table.sweep()
+        if idle:
+            for bucket in self._nodes.buckets.values():
+                bucket.shapes = {shape: how for shape, how in bucket.shapes.items() if shape not in idle}
+            asked = {label for shape in self._table.shapes.values() for label in shape.ask.requirements.node_labels.items()}
+            self._is_stale = len(self._nodes.labels_asked) > 2 * len(asked) + 64
+
+    def _wake(self, due_ms: int, name: str) -> None:
+        """Touch this job or node when the time has come."""
+        known = self._due.get(name)
+        if known is None or due_ms < known:
+            self._due[name] = due_ms
+            heapq.heappush(self._timers, (due_ms, name))
+
+    # -- finding the next match --
+
+    def _push(self, shape: Shape, key: int) -> None:
+        """From this key on, jobs of the shape may fit a node."""
+        if shape.bound is not None and shape.bound <= key:
+            return
+        shape.bound = key
+        heapq.heappush(self._frontier, (key, shape.number, shape))
+        if len(self._frontier) > 4 * len(self._table.shapes) + 64:
+            self._frontier = [(one.bound, one.number, one) for one in self._table.shapes.values() if one.bound is not None]
+            heapq.heapify(self._frontier)
+
+    def _push_all(self, shape: Shape) -> None:
+        low = shape.jobs.low()
+        if low is not None:
+            self._push(shape, low)
+
+    def _spread(self) -> None:
+        """Many nodes are fresh: let the shapes that fit them look for nodes, rather than each node for a job."""
+        for bucket in {self._nodes.rows[node_id].bucket: None for node_id in self._fresh}:
+            if bucket is not None:
+                for shape in bucket.shapes:
+                    self._push_all(shape)
+        self._fresh.clear()
+
+    def _first_of_fresh(self) -> Found | None:
+        """The first job that fits a fresh node; nodes that fit none are no longer fresh."""
+        best, placed = None, self._table.placed
+        for node_id, known in list(self._fresh.items()):
+            if known is None or known[1] not in placed:
+                known = self._fresh[node_id] = self._first_for(node_id)
+                if known is None:
+                    del self._fresh[node_id]
+                    continue
+            if best is None or known < best:
+                best = known
+        return best
+
+    def _first_for(self, node_id: NodeId) -> Found | None:
+        """The first job in order that fits this node now, those with a target aside."""
+        row = self._nodes.rows[node_id]
+        bucket = row.bucket
+        if bucket is None:
+            return None
+        best, price, (cores, memory_mib) = None, row.key[0], row.room
+        self._tally.touched += len(bucket.shapes)
+        for shape in bucket.shapes:
+            jobs = shape.jobs
+            if not jobs.size or (best is not None and jobs.root.keys[0] >= best[0]):
+                continue
+            if shape.cores <= cores and shape.memory_mib <= memory_mib and node_id not in shape.avoid:
+                found = jobs.first(price)
+                if found is not None and (best is None or found < best):
+                    best = found
+        return best
+
+    def _first_of_frontier(self, best: Found | None) -> Found | None:
+        """The first job of all: `best`, unless a shape has an earlier one that fits a node. Bounds are made exact from the lowest up."""
+        frontier = self._frontier
+        exact: tuple[Shape, Found] | None = None
+        while frontier:
+            bound, _, shape = frontier[0]
+            if shape.bound != bound:
+                heapq.heappop(frontier)
+                continue
+            if best is not None and bound >= best[0]:
+                return best
+            if exact is not None and exact[0] is shape:
+                return exact[1]
+            place = self._best_place(shape) if shape.jobs.size else None
+            found = None if place is None else shape.jobs.first(place[0])
+            if found is None:
+                heapq.heappop(frontier)
+                shape.bound = None
+            elif found[0] == bound:
+                return found
+            else:
+                exact, shape.bound = (shape, found), found[0]
+                heapq.heapreplace(frontier, (found[0], shape.number, shape))
+        return best
+
+    def _best_place(self, shape: Shape) -> Rank | None:
+        """The best node for jobs of this shape, whatever they pay."""
+        if shape.target is not None:
+            return self._target_place(shape)
+        best = None
+        buckets = self._nodes.open
+        self._tally.touched += len(buckets)
+        for bucket in buckets:
+            how = bucket.shapes.get(shape)
+            if how is None or (best is not None and bucket.nodes.root.keys[0][0] > best[0]):
+                continue
+            key = bucket.nodes.first(shape.cores, shape.memory_mib, shape.avoid)
+            if key is not None:
+                place = rank(key[0], how[0], how[1], key[1])
+                if best is None or place < best:
+                    best = place
+        return best
+
+    def _target_place(self, shape: Shape) -> Rank | None:
+        self._tally.touched += 1
+        node = self.market.nodes.get(shape.target or "")
+        if node is None or node.node_id in shape.avoid or obstacle(shape.ask, node, self._scene) is not None:
+            return None
+        return rank(node.price_uusd_per_gpu_hour, 0, 0, node.node_id)

@@ -1,0 +1,46 @@
+"""Queued jobs of one shape in policy order, indexed by what they would pay: "who comes first that pays this price?" in a few steps.
+
+Most buyers name a price of their own, so jobs cannot be grouped by it; a search by price over the order must not walk the queue.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from itertools import accumulate
+
+from events.values import JobId
+from services.matcher.ordered import Ordered
+
+ANY_PRICE = 10**18
+"""What a job without a maximum would pay: more than any price."""
+
+
+class PriceIndex(Ordered[int, int]):
+    """Jobs by their order key; the amount of a row is the most that the job pays."""
+
+    __slots__ = ()
+
+    @staticmethod
+    def most(amounts: list[int]) -> int:
+        """The highest price."""
+        return max(amounts)
+
+    def top(self) -> int:
+        """The most that any of them pays; -1 when there is none."""
+        return max(self.root.amounts, default=-1)
+
+    def first(self, price: int) -> tuple[int, JobId] | None:
+        """The first job that pays this price: its key and id."""
+        block, tally = self.root, self.tally
+        while True:
+            tally.touched += 1
+            so_far = block.most_so_far
+            if so_far is None:
+                so_far = block.most_so_far = list(accumulate(block.amounts, max))
+                tally.touched += len(so_far)
+            at = bisect_left(so_far, price)
+            if at == len(so_far):
+                return None
+            if block.leaf:
+                return block.keys[at], block.items[at]
+            block = block.items[at]

@@ -1,0 +1,362 @@
+"""The engine against the loop that it stands for, on random worlds, however they came about; and what no match may ever do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+import msgspec
+from builders import BUYER, OPERATOR, ORG, SELLER, START_MS, By, History, job_id, job_submitted, make, node_offered, wallet
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from events import identity, jobs, market, nodes
+from events.fact import Event
+from events.market import Policy
+from events.reasons import Reason, Refusal
+from events.values import Accept, Card, Isolation, Network, OrgRole, Tier
+from projections.jobs import HELD, MATCHED, QUEUED
+from projections.market import Market
+from projections.nodes import Node, free_cards
+from services.matcher.engine import Engine, Match
+from services.matcher.feasibility import Scene, ask_of, choose, choose_cards, obstacle
+from services.matcher.policies import order_key, rank
+
+WORLDS = settings.default.max_examples * 10 // 3
+"""200 on a developer's machine, 1,000 in CI."""
+
+BUYERS = (BUYER, wallet("alice"), SELLER)
+OWNERS = (SELLER, wallet("bob"))
+MODELS = ("NVIDIA GeForce RTX 4090", "NVIDIA A100-SXM4-80GB")
+ASKS: tuple[dict[str, Any], ...] = (
+    {},
+    {"num_gpus": 2},
+    {"num_gpus": 0},
+    {"num_gpus": 0, "cores": 3, "memory_mib": 2000},
+    {"num_gpus": 4},
+    {"vram_mib": 40_000},
+    {"num_gpus": 2, "total_vram_mib": 60_000},
+    {"gpu_models": ("A100",)},
+    {"gpu_models": ("RTX 4090", "A100"), "num_gpus": 2, "cores": 2},
+    {"min_cuda": 12_050},
+    {"cores": 4},
+    {"memory_mib": 5000},
+    {"isolation": Isolation.CONTAINER},
+    {"min_tier": Tier.CONSISTENT},
+    {"network": Network.EGRESS},
+    {"allow_simulated": True},
+    {"node_labels": {"region": "eu"}},
+    {"node_labels": {"region": "eu", "disk": "ssd"}, "num_gpus": 0},
+    {"target": 0},
+    {"target": 1, "target_cards": (1,)},
+    {"target": 2, "target_cards": (0, 1), "num_gpus": 2},
+)
+PRICES = (None, 100_000, 200_000, 300_000, 400_000)
+LABELS: tuple[dict[str, str], ...] = ({}, {"region": "eu"}, {"region": "eu", "disk": "ssd"}, {"region": "us"})
+
+
+class World:
+    """A market with an engine beside it that hears of every event as it does in a turn."""
+
+    def __init__(self) -> None:
+        self.history = History()
+        self.market = self.history.market
+        self.suspects: set[str] = set()
+        self.engine = Engine(self.market)
+        self.submitted = 0
+        self.happen(make(identity.OrganisationCreated))
+
+    def happen(self, happening: Event | By) -> bool:
+        event: Any = happening.event if isinstance(happening, By) else happening
+        freed = self.market.leases.get(event.epoch) if isinstance(event, jobs.GpusReleased) else None
+        if isinstance(self.history.try_event(happening), Refusal):
+            return False
+        job = self.market.jobs.get(getattr(event, "job_id", ""))
+        for node_id in (freed, getattr(event, "node_id", None), job and job.run and job.run.node_id):
+            if node_id is not None:
+                self.engine.touch_node(node_id)
+        if job is not None:
+            self.engine.touch_job(event.job_id)
+        if isinstance(event, identity.MemberAdded | identity.MemberRemoved):
+            self.engine.touch_org(event.org_id)
+        return True
+
+    def match(self) -> list[Match]:
+        """Let the engine decide all there is, each time checked against the loop."""
+        matches = []
+        while True:
+            expected = brute_force(self.market, self.history.now_ms, self.suspects)
+            match = self.engine.next_match(self.history.now_ms)
+            assert expected == match
+            if match is None:
+                return matches
+            assert self.happen(event_of(self.market, match)), "a match was refused"
+            matches.append(match)
+
+
+def event_of(state: Market, match: Match) -> jobs.JobMatched:
+    return make(
+        jobs.JobMatched,
+        job_id=match.job_id,
+        attempt=state.jobs[match.job_id].attempts + 1,
+        node_id=match.node_id,
+        cards=match.cards,
+        price_uusd_per_gpu_hour=match.price_uusd_per_gpu_hour,
+    )
+
+
+def brute_force(state: Market, now_ms: int, suspects: set[str]) -> Match | None:
+    """The first job in policy order that any free node can run, and the best of those nodes."""
+    running = sum(job.state in HELD for job in state.jobs.values())
+    if state.paused or (state.policy.max_concurrent is not None and running >= state.policy.max_concurrent):
+        return None
+    queued = [job for job in state.jobs.values() if job.state is QUEUED and job.not_before_ms <= now_ms]
+    scene = Scene(state, now_ms, suspects)
+    for job in sorted(queued, key=lambda job: order_key(job, state.policy, state)):
+        ask = ask_of(job)
+        fitting = [node for node in state.nodes.values() if obstacle(ask, node, scene) is None]
+        if fitting:
+            asked = job.submitted.requirements
+
+            def rank_of(node: Node, asked: Any = asked) -> Any:
+                free = free_cards(node)
+                taken: tuple[Card, ...] | None = choose(free, asked)
+                assert taken is not None
+                return rank(node.price_uusd_per_gpu_hour, len(free) - len(taken), sum(card.vram_mib for card in taken), node.node_id)
+
+            node = min(fitting, key=rank_of)
+            cards = choose_cards(node, asked)
+            assert cards is not None
+            return Match(job.submitted.job_id, node.node_id, cards, node.price_uusd_per_gpu_hour)
+    return None
+
+
+# What may happen in a world: each verb reads three numbers as it likes.
+
+
+def node_names(world: World) -> list[str]:
+    return list(world.market.nodes)
+
+
+def submit(world: World, a: int, b: int, c: int) -> None:
+    asked = dict(ASKS[a % len(ASKS)])
+    target = asked.pop("target", None)
+    if target is not None:
+        if not world.market.nodes:
+            return
+        asked["target_node"] = node_names(world)[target % len(world.market.nodes)]
+    changes = {"max_price": PRICES[b % len(PRICES)], "priority": (b // 7) % 3 * 25, "retries": 20}
+    world.submitted += 1
+    world.happen(By(BUYERS[c % len(BUYERS)], job_submitted(f"job{world.submitted}", **asked, **changes)))
+
+
+def submit_some(world: World, a: int, b: int, c: int) -> None:
+    for index in range(b % 5):
+        submit(world, a, b + index, c)
+
+
+def offer(world: World, a: int, b: int, c: int) -> None:
+    owner = OWNERS[a // 5 % 2]
+    number = b % 7
+    cards: dict[str, Any] = {"gpus": c % 5, "model": MODELS[c // 5 % 2], "vram_mib": (24_564, 81_920)[c // 5 % 2]}
+    cards |= {"simulated": c // 11 % 7 == 0, "cuda": (12_040, 12_080)[c // 13 % 2]}
+    terms: dict[str, Any] = {"cores": c // 3 % 6 + 1, "memory_mib": (4000, 8000)[c // 17 % 2], "labels": LABELS[c // 19 % 4]}
+    terms |= {"min_gpus": (0, 0, 0, 2)[c // 23 % 4], "egress": c // 29 % 2 == 0, "price": PRICES[1:][b // 7 % 4]}
+    terms |= {"isolation": (Isolation.PROCESS, Isolation.CONTAINER)[c // 31 % 2]}
+    terms |= (
+        {},
+        {},
+        {"accept": Accept.OWN},
+        {"accept": Accept.OWN, "accept_wallets": (BUYER,)},
+        {"accept": Accept.ORGANISATION, "org_id": ORG},
+    )[a % 5]
+    offered = node_offered(f"node{number}", owner=owner, **cards, **terms)
+    if c // 37 % 3 == 0 and len(offered.cards) > 1:  # unlike cards in one node, one of them broken
+        odd = msgspec.structs.replace(offered.cards[0], model=MODELS[0], vram_mib=12_288, healthy=c // 41 % 2 == 0)
+        offered = msgspec.structs.replace(offered, cards=(odd, *offered.cards[1:]))
+    world.happen(By(owner, offered))
+
+
+def change_node(world: World, a: int, b: int, c: int) -> None:
+    if not world.market.nodes:
+        return
+    node_id = node_names(world)[a % len(world.market.nodes)]
+    owner = world.market.nodes[node_id].wallet
+    changes: tuple[tuple[str, type[Event], dict[str, Any]], ...] = (
+        (owner, nodes.NodeRepriced, {"price_uusd_per_gpu_hour": PRICES[1:][c % 4]}),
+        (owner, nodes.NodeDrained, {}),
+        (owner, nodes.NodeResumed, {}),
+        (owner, nodes.NodeWithdrawn, {}),
+        ("", nodes.NodeLost, {}),
+        (OPERATOR, market.NodeBanned, {"lifted": c % 2 == 0}),
+        (OPERATOR, nodes.NodeVerified, {"tier": Tier.CONSISTENT, "expires_ms": world.history.now_ms + c % 40 * 1000}),
+    )
+    sender, kind, values = changes[b % len(changes)]
+    world.happen(By(sender, make(kind, node_id=node_id, **values)))
+
+
+def suspect(world: World, a: int, b: int, c: int) -> None:
+    if world.market.nodes:
+        node_id = node_names(world)[a % len(world.market.nodes)]
+        (world.suspects.add if b % 2 else world.suspects.discard)(node_id)
+        world.engine.suspect(node_id, b % 2 == 1)
+
+
+def end_attempt(world: World, a: int, b: int, c: int) -> None:
+    held = [job for job in world.market.jobs.values() if job.state is MATCHED]
+    if not held:
+        return
+    job = held[a % len(held)]
+    assert job.run is not None
+    attempt: dict[str, Any] = {"job_id": job.submitted.job_id, "attempt": job.run.attempt, "epoch": job.run.epoch}
+    node_id, owner = job.run.node_id, job.run.node_wallet
+    if b % 4 == 0:
+        world.happen(By(job.buyer, make(jobs.JobCancelRequested, job_id=attempt["job_id"])))
+        return
+    if b % 4 == 1:
+        for kind in (jobs.JobClaimed, jobs.JobStarted, jobs.JobSucceeded, jobs.GpusReleased):
+            world.happen(By(owner, make(kind, **attempt)))
+        return
+    if b % 4 == 2:
+        world.happen(By(owner, make(jobs.JobDeclined, **attempt)))
+    else:
+        world.happen(make(jobs.LeaseExpired, **attempt, node_id=node_id))
+    if job.state is QUEUED:
+        now_ms = world.history.now_ms
+        avoid: dict[str, Any] = {"avoid_node": node_id, "avoid_until_ms": now_ms + c // 5 % 30 * 1000} if c % 3 else {}
+        again = {"job_id": attempt["job_id"], "attempt": job.attempts + 1, "reason": Reason.DECLINED}
+        world.happen(make(jobs.JobRequeued, **again, not_before_ms=now_ms + c % 5 * 2000, **avoid))
+
+
+def change_job(world: World, a: int, b: int, c: int) -> None:
+    queued = [job for job in world.market.jobs.values() if job.state is QUEUED]
+    if not queued:
+        return
+    job = queued[a % len(queued)]
+    changes: tuple[tuple[type[Event], dict[str, Any]], ...] = (
+        (jobs.JobRepriced, {"max_price_uusd_per_gpu_hour": PRICES[c % len(PRICES)]}),
+        (jobs.JobReprioritised, {"priority": c % 101}),
+        (jobs.JobCancelRequested, {}),
+        (jobs.JobExtended, {}),
+    )
+    kind, values = changes[b % len(changes)]
+    world.happen(By(job.buyer, make(kind, job_id=job.submitted.job_id, **values)))
+
+
+def change_market(world: World, a: int, b: int, c: int) -> None:
+    member = {"org_id": ORG, "wallet": BUYERS[b % 2 + 1]}
+    changes: tuple[Event | By, ...] = (
+        By(OPERATOR, make(market.MatchingPaused)),
+        By(OPERATOR, make(market.MatchingResumed)),
+        By(OPERATOR, make(market.PolicyChanged, policy=Policy(name=("priority", "fcfs")[b % 2], ageing_s_per_point=c % 2 * 72))),
+        By(OPERATOR, make(market.PolicyChanged, policy=Policy(max_concurrent=None if b % 2 else c % 4 + 1))),
+        By(BUYER, make(identity.MemberAdded, **member, role=OrgRole.MEMBER)),
+        By(BUYER, make(identity.MemberRemoved, **member)),
+    )
+    world.happen(changes[a % len(changes)])
+
+
+def wait(world: World, a: int, b: int, c: int) -> None:
+    world.history.now_ms += a % 20 * 1000
+
+
+def decide(world: World, a: int, b: int, c: int) -> None:
+    world.match()
+
+
+VERBS: tuple[Callable[[World, int, int, int], None], ...] = (
+    submit,
+    submit_some,
+    submit_some,
+    offer,
+    offer,
+    change_node,
+    suspect,
+    end_attempt,
+    end_attempt,
+    change_job,
+    change_market,
+    wait,
+    decide,
+    decide,
+)
+
+NUMBERS = st.integers(0, 20_000)
+STEPS = st.lists(st.tuples(st.sampled_from(VERBS), NUMBERS, NUMBERS, NUMBERS), min_size=20, max_size=60)
+
+
+@settings(max_examples=WORLDS)
+@given(STEPS)
+def test_the_engine_decides_as_the_plain_loop_does_whatever_happened_before(steps: list[Any]) -> None:
+    world = World()
+    for verb, a, b, c in steps:
+        verb(world, a, b, c)
+    world.match()
+
+
+@settings(max_examples=WORLDS // 4)
+@given(STEPS)
+def test_an_engine_built_from_the_market_decides_as_the_one_that_followed_it(steps: list[Any]) -> None:
+    world = World()
+    for verb, a, b, c in steps:
+        verb(world, a, b, c)
+    rebuilt = Engine(world.market)
+    for node_id in world.suspects:
+        rebuilt.suspect(node_id, True)
+    assert rebuilt.next_match(world.history.now_ms) == world.engine.next_match(world.history.now_ms)
+
+
+@settings(max_examples=WORLDS // 4)
+@given(STEPS, st.randoms(use_true_random=False))
+def test_the_order_in_which_things_stand_in_the_market_decides_nothing(steps: list[Any], chance: Any) -> None:
+    world = World()
+    for verb, a, b, c in steps:
+        verb(world, a, b, c)
+    shuffled = msgspec.structs.replace(world.market, jobs=mixed(world.market.jobs, chance), nodes=mixed(world.market.nodes, chance))
+    one, other = Engine(world.market), Engine(shuffled)
+    assert one.next_match(world.history.now_ms) == other.next_match(world.history.now_ms)
+
+
+def mixed(things: dict[str, Any], chance: Any) -> dict[str, Any]:
+    names = list(things)
+    chance.shuffle(names)
+    return {name: things[name] for name in names}
+
+
+@settings(max_examples=WORLDS // 4)
+@given(STEPS)
+def test_no_match_takes_what_is_taken_or_costs_more_or_offers_less_than_was_asked(steps: list[Any]) -> None:
+    world = World()
+    for verb, a, b, c in steps:
+        verb(world, a, b, c)
+        while (match := world.engine.next_match(world.history.now_ms)) is not None:
+            check(world.market, match)
+            assert world.happen(event_of(world.market, match))
+
+
+def check(state: Market, match: Match) -> None:
+    job, node = state.jobs[match.job_id], state.nodes[match.node_id]
+    asked, cards = job.submitted.requirements, {card.uuid: card for card in node.offer.cards}
+    chosen = [cards[uuid] for uuid in match.cards]
+    assert asked.num_gpus == len(set(match.cards))
+    assert not set(match.cards) & set(node.taken)
+    assert all(card.healthy and card.vram_mib >= asked.vram_mib for card in chosen)
+    assert sum(card.vram_mib for card in chosen) >= asked.total_vram_mib
+    assert asked.allow_simulated or not any(card.simulated for card in chosen)
+    most = job.max_price_uusd_per_gpu_hour
+    assert most is None or match.price_uusd_per_gpu_hour <= most
+    assert node.cores_taken + max(asked.cores, int(asked.num_gpus == 0)) <= node.offer.cores
+    assert node.memory_taken_mib + asked.memory_mib <= node.offer.memory_mib
+
+
+def test_worlds_are_rich_enough_to_mean_something() -> None:
+    """What the random worlds above are made of does lead to matches, requeues, waits and restricted nodes."""
+    world, chance = World(), Random(1)
+    for _ in range(400):
+        chance.choice(VERBS)(world, chance.randrange(20_000), chance.randrange(20_000), chance.randrange(20_000))
+    assert START_MS < world.history.now_ms
+    kinds = {type(record.event) for record in world.history.records}
+    assert {jobs.JobMatched, jobs.JobRequeued, jobs.GpusReleased, nodes.NodeLost, market.PolicyChanged, jobs.JobRepriced} <= kinds
+    assert any(node.offer.accept is not Accept.ANYONE for node in world.market.nodes.values())
+    assert job_id("job1") in world.market.jobs
