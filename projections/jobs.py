@@ -236,37 +236,28 @@ def refusal(job: Job, event: Event) -> Refusal | None:
     return None
 
 
-def evolve(job: Job, event: Event, seq: int, now_ms: int, *, sender: str = "", node_wallet: str = "", auto_retry: bool = True) -> None:
-    """Fold one event that `refusal` let pass. `node_wallet` is the owner of the node of a JobMatched."""
-    target = TRANSITIONS[job.state][type(event)]
-    match event:
-        case JobMatched():
-            _match(job, event, seq, now_ms, node_wallet)
-        case JobCancelRequested():
-            job.cancel_ms, job.cancelled_by = now_ms, sender
-        case _:
-            change = CHANGES.get(type(event))
-            if change is not None:
-                change(job, event, seq, now_ms)
-    if isinstance(target, JobState):
+def evolve(job: Job, event: Event, seq: int, now_ms: int, *, sender: str = "", auto_retry: bool = True) -> None:
+    """Fold one event that `refusal` let pass."""
+    kind = type(event)
+    target = TRANSITIONS[job.state][kind]
+    change = CHANGES.get(kind)
+    if change is not None:
+        change(job, event, sender, now_ms)
+    if type(target) is JobState:
         job.state = target
     elif target is After.START:
         job.state = RUNNING if job.submitted.kind is JobKind.BATCH else STARTING
     else:
         job.state = after_failure(job, getattr(event, "reason", Reason.CONTAINER_ERROR), auto_retry)
+    if kind is JobReprioritised:
+        job.order_seq = seq
     job.updated_ms, job.updated_seq = now_ms, seq
     if job.state in TERMINAL:
-        _end(job, event, now_ms)
+        _end(job, now_ms)
 
 
-def after_failure(job: Job, reason: Reason, auto_retry: bool) -> JobState:
-    """Queued again when the reason is not the job's fault and an attempt is left, else failed."""
-    if auto_retry and REASONS[reason].retried and job.attempts <= job.submitted.retries:
-        return QUEUED
-    return FAILED
-
-
-def _match(job: Job, event: JobMatched, seq: int, now_ms: int, node_wallet: str) -> None:
+def match(job: Job, event: JobMatched, seq: int, now_ms: int, node_wallet: str) -> None:
+    """Fold the match of a queued job; the epoch of the attempt is its sequence."""
     job.attempts = event.attempt
     job.run = Run(
         attempt=event.attempt,
@@ -279,29 +270,38 @@ def _match(job: Job, event: JobMatched, seq: int, now_ms: int, node_wallet: str)
         claim_by_ms=event.claim_by_ms,
     )
     job.reason = None
+    job.state = MATCHED
+    job.updated_ms, job.updated_seq = now_ms, seq
 
 
-def _claim(job: Job, event: JobClaimed, seq: int, now_ms: int) -> None:
+def after_failure(job: Job, reason: Reason, auto_retry: bool) -> JobState:
+    """Queued again when the reason is not the job's fault and an attempt is left, else failed."""
+    if auto_retry and REASONS[reason].retried and job.attempts <= job.submitted.retries:
+        return QUEUED
+    return FAILED
+
+
+def _claim(job: Job, event: JobClaimed, sender: str, now_ms: int) -> None:
     assert job.run is not None
     job.run.claimed_ms, job.run.output_token = now_ms, event.output_token
 
 
-def _start(job: Job, event: JobStarted, seq: int, now_ms: int) -> None:
+def _start(job: Job, event: JobStarted, sender: str, now_ms: int) -> None:
     assert job.run is not None
     job.run.started_ms, job.run.image_digest = now_ms, event.image_digest
 
 
-def _ready(job: Job, event: SessionReady, seq: int, now_ms: int) -> None:
+def _ready(job: Job, event: SessionReady, sender: str, now_ms: int) -> None:
     assert job.run is not None
     job.run.ready_ms = now_ms
 
 
-def _usage(job: Job, event: UsageRecorded, seq: int, now_ms: int) -> None:
+def _usage(job: Job, event: UsageRecorded, sender: str, now_ms: int) -> None:
     assert job.run is not None
     job.run.usage_ms = max(job.run.usage_ms, min(event.ran_ms, _ledger_ms(job, now_ms)))
 
 
-def _report(job: Job, event: AttemptEnded, seq: int, now_ms: int) -> None:
+def _report(job: Job, event: AttemptEnded, sender: str, now_ms: int) -> None:
     """The node's last word on the attempt, and its bill."""
     run = job.run
     assert run is not None
@@ -315,13 +315,13 @@ def _report(job: Job, event: AttemptEnded, seq: int, now_ms: int) -> None:
     _charge(job, run)
 
 
-def _decline(job: Job, event: JobDeclined, seq: int, now_ms: int) -> None:
+def _decline(job: Job, event: JobDeclined, sender: str, now_ms: int) -> None:
     assert job.run is not None
     job.run.ended_ms, job.run.detail = now_ms, event.detail
     job.run.reason = job.reason = event.reason
 
 
-def _lose(job: Job, event: LeaseExpired, seq: int, now_ms: int) -> None:
+def _lose(job: Job, event: LeaseExpired, sender: str, now_ms: int) -> None:
     run = job.run
     assert run is not None
     run.ended_ms, run.ran_ms = now_ms, run.usage_ms
@@ -329,7 +329,11 @@ def _lose(job: Job, event: LeaseExpired, seq: int, now_ms: int) -> None:
     _charge(job, run)
 
 
-def _requeue(job: Job, event: JobRequeued, seq: int, now_ms: int) -> None:
+def _cancel(job: Job, event: JobCancelRequested, sender: str, now_ms: int) -> None:
+    job.cancel_ms, job.cancelled_by = now_ms, sender
+
+
+def _requeue(job: Job, event: JobRequeued, sender: str, now_ms: int) -> None:
     job.not_before_ms = event.not_before_ms
     if event.avoid_node is not None:
         kept = {node: until for node, until in (job.avoid or {}).items() if until > now_ms}
@@ -337,27 +341,28 @@ def _requeue(job: Job, event: JobRequeued, seq: int, now_ms: int) -> None:
         job.avoid = kept
 
 
-def _reprioritise(job: Job, event: JobReprioritised, seq: int, now_ms: int) -> None:
-    job.priority, job.order_seq = event.priority, seq
+def _reprioritise(job: Job, event: JobReprioritised, sender: str, now_ms: int) -> None:
+    job.priority = event.priority
 
 
-def _reprice(job: Job, event: JobRepriced, seq: int, now_ms: int) -> None:
+def _reprice(job: Job, event: JobRepriced, sender: str, now_ms: int) -> None:
     job.max_price_uusd_per_gpu_hour = event.max_price_uusd_per_gpu_hour
 
 
-def _extend(job: Job, event: JobExtended, seq: int, now_ms: int) -> None:
+def _extend(job: Job, event: JobExtended, sender: str, now_ms: int) -> None:
     job.timeout_s += event.extra_s
 
 
-def _close(job: Job, event: SessionCloseRequested, seq: int, now_ms: int) -> None:
+def _close(job: Job, event: SessionCloseRequested, sender: str, now_ms: int) -> None:
     job.closing = True
 
 
-def _expire(job: Job, event: JobExpired, seq: int, now_ms: int) -> None:
+def _expire(job: Job, event: JobExpired, sender: str, now_ms: int) -> None:
     job.reason = event.reason
 
 
-CHANGES: dict[type[Event], Callable[[Job, Any, int, int], None]] = {
+CHANGES: dict[type[Event], Callable[[Job, Any, str, int], None]] = {
+    JobCancelRequested: _cancel,
     JobClaimed: _claim,
     JobStarted: _start,
     SessionReady: _ready,
@@ -377,7 +382,7 @@ CHANGES: dict[type[Event], Callable[[Job, Any, int, int], None]] = {
 }
 
 
-def _end(job: Job, event: Event, now_ms: int) -> None:
+def _end(job: Job, now_ms: int) -> None:
     job.ended_ms = now_ms
     if job.state is CANCELLED:
         job.reason = Reason.CANCELLED_BY_BUYER if job.cancelled_by in ("", job.buyer) else Reason.CANCELLED_BY_OPERATOR

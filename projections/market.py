@@ -8,6 +8,7 @@ part of it (`services/matcher/`), and so not of its digest.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import cast
 
 import msgspec
 
@@ -24,7 +25,7 @@ from events.reasons import Refusal
 from events.subjects import MATCHER, OPERATOR, PUBLISHERS
 from events.values import Role
 from projections import identity, jobs, ledger, nodes
-from projections.identity import Identity
+from projections.identity import Identity, SessionKey
 from projections.jobs import HELD, MATCHED, QUEUED, TERMINAL, Job, JobState
 from projections.ledger import Ledger
 from projections.nodes import Allocation, Node, NodeState
@@ -80,25 +81,30 @@ class Market(msgspec.Struct, kw_only=True, omit_defaults=True):
 
     def apply(self, record: Record) -> Applied | Refusal:
         """Fold one event at its place. A refusal means that it had no effect at all."""
-        event = record.event
+        seq, time_ms, event, sender, key, number, digest = record
         kind = type(event)
-        if record.sender:
-            refused = self._sender_refusal(record, kind)
+        if sender:
+            session = self.identity.keys.get(key)
+            refused = self._sender_refusal(record, session, kind)
             if refused is not None:
                 return refused
         elif MATCHER not in PUBLISHERS[kind]:
             return Refusal.NOT_YOURS
-        result = HANDLERS[kind](self, record)
-        if isinstance(result, Refusal):
-            return result
-        if record.number:
-            identity.note(self.identity, record.key, record.number, (record.hash[:16], record.seq, None))
+        concerned = HANDLERS[kind](self, record)
+        if type(concerned) is not tuple:
+            return cast(Refusal, concerned)
+        if number:
+            identity.note(self.identity, key, number, (digest[:16], seq, None))
         last_seq_of = self.last_seq_of
-        seq = record.seq
-        applied = tuple([(wallet, last_seq_of.get(wallet, 0)) for wallet in result])
-        for wallet in result:
+        self.last_seq, self.time_ms = seq, time_ms
+        if len(concerned) == 2:  # buyer and seller: by far the most common
+            first, second = concerned
+            applied: Applied = ((first, last_seq_of.get(first, 0)), (second, last_seq_of.get(second, 0)))
+            last_seq_of[first] = last_seq_of[second] = seq
+            return applied
+        applied = tuple([(wallet, last_seq_of.get(wallet, 0)) for wallet in concerned])
+        for wallet in concerned:
             last_seq_of[wallet] = seq
-        self.last_seq, self.time_ms = seq, record.time_ms
         return applied
 
     def close_page(self, page_hash: bytes) -> None:
@@ -106,9 +112,8 @@ class Market(msgspec.Struct, kw_only=True, omit_defaults=True):
         self.page_hash = page_hash
         self.pages += 1
 
-    def _sender_refusal(self, record: Record, kind: type[Event]) -> Refusal | None:
+    def _sender_refusal(self, record: Record, session: SessionKey | None, kind: type[Event]) -> Refusal | None:
         """What the sender's key says against the event, before the event itself is looked at."""
-        session = self.identity.keys.get(record.key)
         if session is None:
             if kind is not identity_events.SessionKeyAuthorised:
                 return Refusal.UNKNOWN_KEY
@@ -213,8 +218,7 @@ def _matched(market: Market, record: Record) -> Handled:
         return Refusal.UNKNOWN_NODE
     if job.state is not QUEUED or event.attempt != job.attempts + 1 or node.state is not NodeState.OFFERED:
         return Refusal.ILLEGAL_IN_STATE
-    free = {card.uuid for card in nodes.free_cards(node)}
-    if not free.issuperset(event.cards) or len(set(event.cards)) != len(event.cards):
+    if not nodes.are_free(node, event.cards):
         return Refusal.ILLEGAL_IN_STATE
     requirements = job.submitted.requirements
     allocation = Allocation(
@@ -227,7 +231,7 @@ def _matched(market: Market, record: Record) -> Handled:
     )
     nodes.allocate(node, record.seq, allocation)
     market.leases[record.seq] = event.node_id
-    jobs.evolve(job, event, record.seq, record.time_ms, node_wallet=node.wallet)
+    jobs.match(job, event, record.seq, record.time_ms, node.wallet)
     market.moved(job, QUEUED)
     _touch(node, record)
     return _parties(job)
@@ -235,14 +239,14 @@ def _matched(market: Market, record: Record) -> Handled:
 
 def _job_event(market: Market, record: Record) -> Handled:
     """Every event that names a job and neither makes it nor frees cards by itself."""
-    event = record.event
+    seq, time_ms, event, sender, _, _, _ = record
     job = market.jobs.get(event.job_id)  # type: ignore[attr-defined]
     if job is None:
         return Refusal.UNKNOWN_JOB
-    sender = record.sender
+    run = job.run
     if sender:
         if isinstance(event, job_events.AttemptEvent):
-            if job.run is None or job.run.node_wallet != sender:
+            if run is None or run.node_wallet != sender:
                 return Refusal.NOT_YOURS
         elif sender != job.buyer and market.role_of(record) is not Role.OPERATOR:
             return Refusal.NOT_YOURS
@@ -250,13 +254,15 @@ def _job_event(market: Market, record: Record) -> Handled:
     if refused is not None:
         return refused
     before = job.state
-    jobs.evolve(job, event, record.seq, record.time_ms, sender=sender, auto_retry=market.policy.auto_retry)
-    run = job.run
-    if before is MATCHED and job.state is not MATCHED and job.state not in HELD and run is not None:
-        node = market.free(run.epoch)  # cancelled or declined before anything ran: nothing to clean up
-        if node is not None:
-            _touch(node, record)
-    if run is not None and run.reason is not None and run.ended_ms == record.time_ms and before in HELD:
+    jobs.evolve(job, event, seq, time_ms, sender=sender, auto_retry=market.policy.auto_retry)
+    after = job.state
+    if after is before:
+        return _parties(job)
+    if run is not None and before in HELD and after not in HELD:
+        if before is MATCHED:
+            node = market.free(run.epoch)  # cancelled or declined before anything ran: nothing to clean up
+            if node is not None:
+                _touch(node, record)
         _count_end(market, job)
     market.moved(job, before)
     return _parties(job)

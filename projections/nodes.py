@@ -114,6 +114,15 @@ def free_cards(node: Node) -> list[Card]:
     return [card for card in node.offer.cards if card.healthy and card.uuid not in taken]
 
 
+def are_free(node: Node, uuids: tuple[str, ...]) -> bool:
+    """Whether all of these are cards of the node, healthy, held by nobody, and named once."""
+    if len(set(uuids)) != len(uuids):
+        return False
+    taken = node.taken
+    cards = {card.uuid: card.healthy for card in node.offer.cards} if uuids else {}
+    return all(uuid not in taken and cards.get(uuid, False) for uuid in uuids)
+
+
 def cores_asked(requirements: Requirements) -> int:
     """A job without a card takes at least one core, so that a machine without cards is not let without end."""
     if requirements.num_gpus == 0:

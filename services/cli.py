@@ -259,7 +259,10 @@ def verify_log(broker: str | None, json_out: bool) -> None:
 
 def _service(name: str, level: str, run: Callable[[], Coroutine[Any, Any, None]], *, fast_loop: bool = False) -> None:
     """One service as this process. Ends with its failure said, not with a traceback, when the environment is at fault."""
+    from services.processes import calm_collector
+
     configure(settings().home, name, level=level)
+    calm_collector()
     if fast_loop:
         import uvloop
 
