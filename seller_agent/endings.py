@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from events.jobs import AttemptEnded, JobCancelled, JobFailed, JobSubmitted, JobSucceeded, JobTimedOut
+from events.jobs import JobCancelled, JobFailed, JobSubmitted, JobSucceeded, JobTimedOut
 from events.reasons import Reason
 from seller_agent.attempts import Attempt, Saved, Stop
 from seller_agent.runners.runner import RunStatus, StopReason
@@ -83,17 +83,20 @@ def _exited_for(attempt: Attempt, status: RunStatus) -> Reason:
     return Reason.EXITED_NONZERO if status.signal is None else Reason.KILLED_BY_SIGNAL
 
 
-def end_event(attempt: Attempt) -> AttemptEnded:
+Ending = JobSucceeded | JobFailed | JobTimedOut | JobCancelled
+
+
+def end_event(attempt: Attempt) -> Ending:
     """The one report of how the attempt ended."""
     reason, status, saved = ended_for(attempt), attempt.status, attempt.saved_as or Saved()
     if reason is Reason.EXITED_ZERO:
-        kind: type[AttemptEnded] = JobSucceeded
+        kind: type[Ending] = JobSucceeded
     elif reason in (Reason.CANCELLED_BY_BUYER, Reason.CANCELLED_BY_OPERATOR):
         kind = JobCancelled
     else:
         kind = JobTimedOut if reason in TIMED_OUT else JobFailed
     detail = attempt.detail or (status.detail if status is not None else "") or saved.detail
-    return kind(  # type: ignore[call-arg]
+    return kind(
         job_id=attempt.job_id,
         attempt=attempt.attempt,
         epoch=attempt.epoch,

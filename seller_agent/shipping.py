@@ -14,23 +14,21 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from events import wire
-from events.codec import Malformed
-from events.errors import BazaarError
+from events.errors import BazaarError, Refused
 from seller_agent.attempts import Attempt
 
 log = structlog.get_logger("seller.shipping")
 
 FRAME_BYTES = 64 * 1024
 FRAMES_IN_FLIGHT = 4
-ANSWER_S = 10.0
 PAUSE_S = 0.25
 PAUSE_MAX_S = 5.0
 REFUSED_MAX = 60
 """So many refusals in a row, with pauses, and the gateway means it."""
 CHANNELS = (("stdout", 1), ("stderr", 2))
 
-Ask = Callable[[str, bytes, float], Awaitable[bytes]]
-"""Subject, question, seconds to wait for the answer."""
+Send = Callable[[wire.OutputFrame], Awaitable[wire.OutputAnswer]]
+"""Raises MarketUnreachable."""
 
 
 class GatewayRefused(Exception):
@@ -40,11 +38,10 @@ class GatewayRefused(Exception):
 class Spool:
     """The output of one run: two files that only grow, and how much of them is recorded."""
 
-    def __init__(self, attempt: Attempt, log_folder: str, subject: str, ask: Ask) -> None:
+    def __init__(self, attempt: Attempt, log_folder: str, send: Send) -> None:
         self._attempt = attempt
         self._paths = [f"{log_folder}/{name}" for name, _ in CHANNELS]
-        self._subject = subject
-        self._ask = ask
+        self._send = send
         self._recorded = list(attempt.shipped)
         self._pumping = asyncio.Lock()
         self.full = False
@@ -79,7 +76,7 @@ class Spool:
         while True:
             try:
                 return await self.pump()
-            except GatewayRefused as error:
+            except (GatewayRefused, Refused) as error:
                 refused += 1
                 if refused >= REFUSED_MAX:
                     self.full = True
@@ -94,7 +91,8 @@ class Spool:
         """A few frames in flight; where they were not recorded in order the next window begins where the gateway stands."""
         frames = await asyncio.to_thread(self._frames) if self._is_large() else self._frames()
         before = list(self._recorded)
-        asking = [self._send(chunks) for chunks in frames]
+        attempt, epoch = self._attempt.attempt, self._attempt.epoch
+        asking = [self._send(wire.OutputFrame(attempt=attempt, epoch=epoch, chunks=tuple(chunks))) for chunks in frames]
         answers = await asyncio.gather(*asking, return_exceptions=True)
         told = [answer for answer in answers if isinstance(answer, wire.OutputAnswer) and answer.failure is None]
         if told:
@@ -107,14 +105,6 @@ class Spool:
         if not self.full and before == self._recorded:
             failures = [a.failure for a in answers if isinstance(a, wire.OutputAnswer) and a.failure is not None]
             raise GatewayRefused(f"{failures[0].code}: {failures[0].detail}" if failures else "nothing was recorded")
-
-    async def _send(self, chunks: list[wire.OutputChunk]) -> wire.OutputAnswer:
-        frame = wire.OutputFrame(attempt=self._attempt.attempt, epoch=self._attempt.epoch, chunks=tuple(chunks))
-        answer = await self._ask(self._subject, wire.encode(frame), ANSWER_S)
-        try:
-            return wire.decode(answer, wire.OutputAnswer)
-        except Malformed as error:
-            raise GatewayRefused(f"an answer that cannot be read: {error}") from None
 
     def _is_large(self) -> bool:
         return sum(self.sizes()) - sum(self._recorded) > FRAME_BYTES

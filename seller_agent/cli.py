@@ -1,0 +1,221 @@
+"""`bazaar-seller`: parses, asks, prints; what a command does is in the module that it loads when it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any, NoReturn
+
+import click
+
+EXIT_FAILURE, EXIT_IDENTITY, EXIT_UNREACHABLE = 1, 4, 6
+EXIT_INTERRUPTED = 130
+
+as_json = click.option("--json", "json_out", is_flag=True, help="JSON on stdout.")
+market_option = click.option("--market", metavar="URL", help="The broker; by default the market running here, or the one joined.")
+wallet_option = click.option("--wallet", metavar="W", help="Whose node it is: a wallet's name or address.")
+name_option = click.option("--name", metavar="N", help="The node's name; by default this machine's.")
+simulate_option = click.option("--simulate-gpus", "simulate", multiple=True, metavar="SPEC", help='Cards that do not exist: "2xRTX 4090".')
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="gpubazaar")
+def cli() -> None:
+    """Offer this machine's GPUs on a GPU Bazaar market."""
+
+
+def main() -> NoReturn:
+    """The command line, with every failure as a few lines and a documented exit code."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(EXIT_INTERRUPTED)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except Exception as error:
+        sys.exit(_explain(error))
+    sys.exit(0)
+
+
+def _explain(error: Exception) -> int:
+    """Say what went wrong, why, and what to try; a fault of ours is shown whole."""
+    from events.errors import BazaarError, IdentityError, MarketUnreachable, Refused
+    from events.reasons import REFUSALS
+
+    if not isinstance(error, BazaarError):
+        raise error
+    _say(f"error: {error.what}")
+    if error.why:
+        _say(f"  why: {error.why}")
+    if error.hint:
+        _say(f"  try: {error.hint}")
+    if isinstance(error, MarketUnreachable):
+        return EXIT_UNREACHABLE
+    if isinstance(error, IdentityError):
+        return EXIT_IDENTITY
+    return REFUSALS[error.refusal].exit_code if isinstance(error, Refused) else EXIT_FAILURE
+
+
+def _say(text: str) -> None:
+    """A line for the person, harmless whatever is in it."""
+    click.echo("".join(letter if letter.isprintable() else "?" for letter in text), err=True)
+
+
+def _settings(market: str | None = None, wallet: str | None = None) -> Any:
+    from events.home import resolve
+
+    return resolve({"market": market, "wallet": wallet}, os.environ)
+
+
+def _await(work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    return asyncio.run(work())
+
+
+def _node_name(given: str | None) -> str:
+    from seller_agent.offers import node_name
+
+    return node_name(given, socket.gethostname())
+
+
+@cli.command()
+@click.option("--price", required=True, metavar="USD", help="Per GPU-hour, such as 0.35.")
+@click.option(
+    "--accept", type=click.Choice(["own", "organisation", "anyone"]), help="Whose jobs are taken; by default as the runner isolates."
+)
+@click.option("--gpus", metavar="0,1", help="Only these cards, by index.")
+@click.option("--min-gpus", type=click.IntRange(0, 8), default=0, help="The smallest part of the machine that is let.")
+@name_option
+@click.option("--runner", type=click.Choice(["docker", "process"]), help="How jobs run; by default Docker where it answers.")
+@click.option("--default-image", metavar="IMAGE", help="For jobs that name no image, with the Docker runner.")
+@simulate_option
+@click.option("--labels", multiple=True, metavar="K=V", help="Labels that jobs may ask for; repeat.")
+@click.option("--delegation", type=click.Path(exists=True, dir_okay=False), help="A file from `bazaar login -o`; needs no keystore here.")
+@market_option
+@wallet_option
+@click.option("--log-level", default="info", type=click.Choice(["debug", "info", "warning", "error"]))
+@click.option("--log-json", is_flag=True, help="Log lines as JSON.")
+def run(**given: Any) -> None:
+    """Offer this machine and run jobs until Ctrl-C."""
+    from events.log_setup import configure
+    from events.values import Accept
+    from seller_agent import starting
+    from seller_agent.offers import Terms, parse_indices, parse_labels, parse_price
+
+    terms = Terms(
+        name=_node_name(given["name"]),
+        price_uusd_per_gpu_hour=parse_price(given["price"]),
+        accept=None if given["accept"] is None else Accept(given["accept"]),
+        min_gpus=given["min_gpus"],
+        gpus=None if given["gpus"] is None else parse_indices(given["gpus"]),
+        labels=parse_labels(given["labels"]),
+    )
+    options = starting.Options(
+        terms=terms,
+        runner=given["runner"],
+        simulate=given["simulate"],
+        delegation=given["delegation"],
+        default_image=given["default_image"],
+    )
+    settings = _settings(given["market"], given["wallet"])
+    configure(settings.home, f"seller-{terms.name}", level=given["log_level"], as_json=given["log_json"])
+    _await(lambda: starting.run(settings, options, _say))
+
+
+@cli.command()
+@simulate_option
+@as_json
+def gpus(simulate: tuple[str, ...], json_out: bool) -> None:
+    """What would be offered."""
+    import msgspec
+
+    from seller_agent.machine import offered_card, size
+    from seller_agent.starting import find_cards
+
+    found = _await(lambda: find_cards(simulate, "", _say))
+    cards = [offered_card(card) for card in found.cards]
+    if json_out:
+        click.echo(json.dumps({"cards": msgspec.to_builtins(cards), **size()}))
+        return
+    for card in cards:
+        notes = ("" if card.healthy else "  not healthy") + ("  simulated" if card.simulated else "")
+        click.echo(f"{card.index:>2}  {card.model}  {card.vram_mib} MiB  {card.uuid}  driver {card.driver or 'unknown'}{notes}")
+    machine = size()
+    click.echo(f"{len(cards)} cards, {machine['cores']} cores, {machine['memory_mib']} MiB memory")
+
+
+@cli.command()
+@market_option
+@wallet_option
+@as_json
+def doctor(market: str | None, wallet: str | None, json_out: bool) -> None:
+    """Check everything that a seller needs."""
+    from seller_agent.doctor import examine
+
+    settings = _settings(market, wallet)
+    findings = _await(lambda: examine(settings))
+    if json_out:
+        click.echo(json.dumps([finding._asdict() for finding in findings]))
+    else:
+        for finding in findings:
+            click.echo(f"{finding.severity:<8} {finding.what}" + (f"\n         try: {finding.remedy}" if finding.remedy else ""))
+    if any(finding.severity == "error" for finding in findings):
+        raise click.exceptions.Exit(EXIT_FAILURE)
+
+
+@cli.command()
+@name_option
+@market_option
+@wallet_option
+@as_json
+def status(name: str | None, market: str | None, wallet: str | None, json_out: bool) -> None:
+    """The node as the market sees it, and whether its agent runs."""
+    from seller_agent.asking import node_status
+
+    found = _await(lambda: node_status(_settings(market, wallet), _node_name(name)))
+    if json_out:
+        click.echo(json.dumps(found))
+        return
+    agent = f"process {found['agent_pid']}" if found["agent_pid"] else "not running"
+    click.echo(f"{found['name']}  {found['node']}  {found['state']}  {found['price_usd']} USD per GPU-hour  {len(found['jobs'])} jobs")
+    click.echo(f"agent: {agent}  owner: {found['owner']}")
+
+
+@cli.command()
+@name_option
+@market_option
+@wallet_option
+@as_json
+def jobs(name: str | None, market: str | None, wallet: str | None, json_out: bool) -> None:
+    """What the node holds now."""
+    from seller_agent.asking import node_status
+
+    found = _await(lambda: node_status(_settings(market, wallet), _node_name(name)))["jobs"]
+    if json_out:
+        click.echo(json.dumps(found))
+        return
+    for job in found:
+        click.echo(f"{job['id']}  {job['state']:<9}  attempt {job['attempt']}  {len(job['gpus'])} GPUs  buyer {job['buyer']}")
+
+
+@cli.command()
+@name_option
+@market_option
+@wallet_option
+def withdraw(name: str | None, market: str | None, wallet: str | None) -> None:
+    """Take the node off the market; what runs goes on."""
+    from seller_agent.asking import withdraw_node
+
+    node = _node_name(name)
+    _await(lambda: withdraw_node(_settings(market, wallet), node))
+    _say(f"{node} is off the market.")
+
+
+if __name__ == "__main__":
+    main()

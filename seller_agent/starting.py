@@ -1,0 +1,240 @@
+"""Puts an agent together from what its owner said: wallet, name, runner, cards, offer, connection. Then it runs until told to leave."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import fcntl
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from events.errors import BazaarError, IdentityError
+from events.home import SELLER_WALLET, KnownWallet, Settings, choose_wallet, known_wallets, private_folder
+from events.ids import node_id
+from events.login import open_client
+from events.nodes import NodeOffered
+from events.session import Session, read_session
+from events.values import Accept, Card, Isolation, Role
+from events.wallet import Keystore, Passphrases
+from seller_agent.agent import Agent
+from seller_agent.beats import NodeIdentity
+from seller_agent.gpus import Inventory
+from seller_agent.machine import CardWatch, agent_boot, boot_id, offered_card, real_cards, simulated_cards, size
+from seller_agent.offers import DEFAULT_IMAGE, NO_ISOLATION, TAKES_ANYONE, Terms, accepted, cards_offered, in_words, make_offer
+from seller_agent.runners.docker_runner import DockerRunner
+from seller_agent.runners.process_runner import ProcessRunner
+from seller_agent.runners.runner import Runner, RunnerError
+
+log = structlog.get_logger("seller")
+
+DOCKER_ANSWER_S = 5.0
+MARKET_WAIT_S = 20.0
+
+Say = Callable[[str], None]
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """What `bazaar-seller run` was asked."""
+
+    terms: Terms
+    runner: str | None = None
+    simulate: tuple[str, ...] = ()
+    delegation: str | None = None
+    default_image: str | None = None
+
+
+class NodeInUse(BazaarError):
+    """Another agent of this machine has the node's folder."""
+
+    what = "An agent for this node runs here already."
+
+
+def version() -> str:
+    """Of the installed distribution."""
+    return metadata.version("gpubazaar")
+
+
+def host_name() -> str:
+    """This machine's own name."""
+    return socket.gethostname()
+
+
+def owner_of(settings: Settings, session: Session | None, say: Say) -> KnownWallet:
+    """Whose node it is: the delegation's wallet, the one that was asked for, else this home's seller, made if need be."""
+    if session is not None:
+        return KnownWallet("", session.wallet)
+    keystore = Keystore(settings.home)
+    known = {wallet.name for wallet in known_wallets(settings.home)}
+    if settings.wallet == SELLER_WALLET and SELLER_WALLET not in known:
+        return _make_seller(keystore, say)
+    try:
+        return choose_wallet(settings, Role.SELLER)
+    except IdentityError:
+        if settings.wallet is not None or known - {"market"}:
+            raise
+        return _make_seller(keystore, say)
+
+
+def _make_seller(keystore: Keystore, say: Say) -> KnownWallet:
+    try:
+        created = keystore.create(SELLER_WALLET, Passphrases())
+    except IdentityError:
+        return keystore.find(SELLER_WALLET)  # another process of this home made it at the same time
+    say(f"A wallet for this seller was made: {created.wallet.address}. {created.notice}")
+    return created.wallet
+
+
+async def choose_runner(asked: str | None, folder: Path, node: str, say: Say) -> tuple[Runner, Isolation]:
+    """Docker when it answers, else plain processes, with a warning. Raises RunnerError when Docker was asked for and does not answer."""
+    if asked != "process":
+        docker = DockerRunner(folder, node)
+        try:
+            async with asyncio.timeout(DOCKER_ANSWER_S if asked is None else None):
+                await docker.check()
+            return docker, Isolation.CONTAINER
+        except (RunnerError, TimeoutError) as error:
+            await docker.close()
+            if asked == "docker":
+                raise BazaarError("Docker does not answer.", why=str(error), hint="Start it, or use --runner process.") from None
+            say(NO_ISOLATION)
+    return ProcessRunner(private_folder(folder / "runs")), Isolation.PROCESS
+
+
+async def find_cards(simulate: tuple[str, ...], node: str, say: Say) -> Inventory:
+    """Simulated cards, or this machine's; a machine without any is offered as it is, and that is said."""
+    if simulate:
+        return simulated_cards(simulate, node)
+    found = await real_cards()
+    if not found.cards:
+        say(f"No GPU was found here ({found.reason or 'none'}: {found.detail or 'no card'}): the node is offered with its cores only.")
+    return found
+
+
+@contextmanager
+def claimed_folder(folder: Path, owner: str) -> Iterator[None]:
+    """The node's folder, for one agent only. Raises NodeInUse, IdentityError when it belongs to another wallet's node."""
+    private_folder(folder)
+    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            pid = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
+            raise NodeInUse(why=f"Process {pid or '?'} has {folder}.", hint="End it, or offer another node with --name.") from None
+        owner_file = folder / "owner"
+        if owner_file.exists() and owner_file.read_text().strip() != owner:
+            raise IdentityError(
+                "This node belongs to another wallet.",
+                why=f"{folder} was made by {owner_file.read_text().strip()[:42]}.",
+                hint="Choose that wallet with --wallet, or another name with --name.",
+            )
+        owner_file.write_text(owner + "\n")
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+class Place(msgspec.Struct, frozen=True, kw_only=True):
+    """Whose node it is, and where its files lie."""
+
+    owner: str
+    node_id: str
+    folder: Path
+
+
+async def run(settings: Settings, options: Options, say: Say) -> None:
+    """Offer the node and work until told to leave. Raises BazaarError."""
+    session = read_session(Path(options.delegation)) if options.delegation is not None else None
+    owner = (await asyncio.to_thread(owner_of, settings, session, say)).address
+    place = Place(owner=owner, node_id=node_id(owner, options.terms.name), folder=settings.home / "seller" / options.terms.name)
+    with claimed_folder(place.folder, owner):
+        inventory = await find_cards(options.simulate, place.node_id, say)
+        runner, isolation = await choose_runner(options.runner, place.folder, place.node_id, say)
+        cards = cards_offered([offered_card(card) for card in inventory.cards], options.terms)
+        if isolation is Isolation.PROCESS and options.terms.accept is Accept.ANYONE:
+            say(TAKES_ANYONE)
+        watched = tuple(card for card in inventory.cards if card.uuid in {offered.uuid for offered in cards})
+        watch = CardWatch(watched)
+        offer = _offer_maker(settings, options, place, cards, isolation, watch=watch)
+        agent = Agent(
+            NodeIdentity(place.node_id, agent_boot(place.folder), boot_id(), version()),
+            place.folder,
+            runner,
+            offer=offer,
+            watch=watch,
+            say=say,
+        )
+        await _work(settings, agent, place, session, say=say, words=in_words(offer()))
+
+
+def _offer_maker(
+    settings: Settings, options: Options, place: Place, cards: tuple[Card, ...], isolation: Isolation, *, watch: CardWatch
+) -> Callable[[], NodeOffered]:
+    """The offer as it should be now: wallets that were made meanwhile are taken too, ill cards are not let."""
+    machine = size()
+    takes_own = accepted(options.terms, isolation) is Accept.OWN
+    image = None if isolation is Isolation.PROCESS else options.default_image or DEFAULT_IMAGE
+
+    def offer() -> NodeOffered:
+        return make_offer(
+            options.terms,
+            wallet=place.owner,
+            cards=tuple(msgspec.structs.replace(card, healthy=card.healthy and watch.is_healthy(card.uuid)) for card in cards),
+            isolation=isolation,
+            machine=machine,
+            own_wallets=[wallet.address for wallet in known_wallets(settings.home)] if takes_own else (),
+            default_image=image,
+            version=version(),
+        )
+
+    return offer
+
+
+async def _work(settings: Settings, agent: Agent, place: Place, session: Session | None, *, say: Say, words: str) -> None:
+    """Connect, run the agent, and end it in order on the first signal, at once on the second."""
+    loop = asyncio.get_running_loop()
+    acting = settings if session is not None else _as_wallet(settings, place.owner)
+    client = await open_client(
+        acting,
+        Role.SELLER,
+        name=f"seller {place.node_id}",
+        lane=place.node_id,
+        session=session,
+        wait_s=MARKET_WAIT_S,
+        on_event=agent.on_event,
+        on_resync=agent.on_resync,
+        node_id=place.node_id,
+    )
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, agent.leave)
+        announcing = asyncio.create_task(_announce(agent, say, words))
+        try:
+            await agent.run(client)
+        finally:
+            announcing.cancel()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+    finally:
+        await client.close()
+
+
+async def _announce(agent: Agent, say: Say, words: str) -> None:
+    await agent.ready.wait()
+    say(f"Offered {words}. Ctrl-C takes the node off the market.")
+
+
+def _as_wallet(settings: Settings, wallet: str) -> Settings:
+    """The same settings, acting as this wallet."""
+    named = {**settings.settings, "wallet": settings.settings["wallet"]._replace(value=wallet)}
+    return dataclasses.replace(settings, settings=named)
