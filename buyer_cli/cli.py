@@ -15,7 +15,7 @@ import click
 
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "run": ("submitting", "run", "Run a script or a command on the market and fetch what it writes."),
-    "submit": ("submitting", "submit", "Submit a job and print its id."),
+    "submit": ("submitting", "submit_", "Submit a job and print its id."),
     "quote": ("quoting", "quote", "Who could run this, at what price. Nothing is written."),
     "ps": ("looking", "ps", "My jobs."),
     "show": ("looking", "show", "Everything about a job."),

@@ -162,9 +162,11 @@ def ended_sentence(job: Json) -> str:
         parts = [f"{word}: {reason_sentence(job.get('reason'))}"]
         if job.get("exit_code"):
             parts[0] += f" (exit code {text(job['exit_code'])})"
-    started, ended = job.get("started_ms"), job.get("ended_ms")
-    if started is not None and ended is not None:
-        parts.append(f"ran {duration((ended - started) / 1000) if ended - started >= 1000 else f'{max(0, ended - started)} ms'}")
+    ran_ms = job.get("ran_ms")
+    if ran_ms is None and job.get("started_ms") is not None and job.get("ended_ms") is not None:
+        ran_ms = max(0, job["ended_ms"] - job["started_ms"])
+    if ran_ms is not None:
+        parts.append(f"ran {duration(ran_ms // 1000) if ran_ms >= 1000 else f'{ran_ms} ms'}")
     if job.get("charged_uusd") is not None:
         parts.append(f"bill {usd(job['charged_uusd'])}")
     return ", ".join(parts)
@@ -173,6 +175,82 @@ def ended_sentence(job: Json) -> str:
 def usd_plain(amount_uusd: int | None) -> str:
     """An amount for a column whose head names the unit."""
     return usd(amount_uusd).removesuffix(" USD")
+
+
+NODE_HEADERS = ("NAME", "STATE", "PRICE USD/GPU-H", "GPUS", "FREE", "MODEL", "VRAM", "ID")
+CARD_HEADERS = ("INDEX", "MODEL", "VRAM", "STATE", "USE", "TEMP", "JOB", "UUID")
+QUEUE_HEADERS = ("ID", "NAME", "STATE", "PRIORITY", "GPUS", "NODE", "UPDATED")
+
+
+def node_state(node: Json) -> str:
+    """The state with what a buyer should know besides."""
+    word = text(node.get("state"))
+    return f"{word} (not heard of lately)" if node.get("suspect") else word
+
+
+def node_model(node: Json) -> str:
+    """The models of its cards."""
+    models = sorted({str(card.get("model")) for card in node.get("cards") or []})
+    return (text(", ".join(models)) if models else "no GPU") + (" (simulated)" if node.get("simulated") else "")
+
+
+def node_row(node: Json) -> tuple[str, ...]:
+    """A line of `bazaar nodes` and `bazaar offers`."""
+    listed = node.get("cards") or []
+    vram = size(min(int(card.get("vram_mib") or 0) for card in listed)) if listed else ABSENT
+    amount, free = usd_plain(node.get("price_uusd_per_gpu_hour")), text(node.get("gpus_free"))
+    return (
+        text(node.get("name")),
+        node_state(node),
+        amount,
+        text(node.get("num_gpus")),
+        free,
+        node_model(node),
+        vram,
+        text(node.get("id")),
+    )
+
+
+def node_lines(node: Json) -> list[tuple[str, str]]:
+    """`bazaar node`: a label and a value a line."""
+    lines = [
+        ("id", text(node.get("id"))),
+        ("name", text(node.get("name"))),
+        ("owner", text(node.get("owner"))),
+        ("state", node_state(node)),
+    ]
+    if node.get("drain_reason"):
+        lines.append(("drained for", text(node["drain_reason"])))
+    lines.append(("price", price(node.get("price_uusd_per_gpu_hour"))))
+    lines.append(("cores", f"{text(node.get('cores_free'))} of {text(node.get('cores'))} free"))
+    lines.append(
+        ("memory", f"{data_size(int(node.get('memory_free_mib') or 0) << 20)} of {data_size(int(node.get('memory_mib') or 0) << 20)} free")
+    )
+    lines += [(name, text(node.get(name))) for name in ("isolation", "accept", "tier", "default_image", "agent_version") if node.get(name)]
+    lines.append(("network", "egress, when a job asks for it" if node.get("egress") else "none"))
+    if node.get("uptime_s") is not None:
+        lines.append(("offered for", duration(node["uptime_s"])))
+    if node.get("backlog_s"):
+        lines.append(("busy for at most", duration(node["backlog_s"])))
+    if node.get("jobs"):
+        lines.append(("attempts ended", ", ".join(f"{text(number)} {text(how)}" for how, number in sorted(node["jobs"].items()))))
+    return lines
+
+
+def card_row(card: Json) -> tuple[str, ...]:
+    """A line of a node's cards."""
+    use = ABSENT if card.get("gpu_percent") is None else f"{text(card['gpu_percent'])} %"
+    warm = ABSENT if card.get("temperature_c") is None else f"{text(card['temperature_c'])} C"
+    head = (text(card.get("index")), text(card.get("model")), size(int(card.get("vram_mib") or 0)), text(card.get("state")))
+    return (*head, use, warm, text(card.get("job")), text(card.get("uuid")))
+
+
+def queue_row(job: Json, now_ms: int) -> tuple[str, ...]:
+    """A line of `bazaar queue`; other parties' jobs have no name here."""
+    gpus = text(job.get("num_gpus"))
+    node = text(job.get("node_name") or job.get("node"))
+    head = (text(job.get("id")), text(job.get("name")), state(job), text(job.get("priority")))
+    return (*head, gpus, node, ago(job.get("updated_ms"), now_ms))
 
 
 OFFER_HEADERS = ("NAME", "PRICE USD/GPU-H", "GPUS", "FREE", "MODEL", "VRAM", "ISOLATION", "ID")
@@ -259,3 +337,48 @@ def columns(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     table = [tuple(headers), *(tuple(row) for row in rows)]
     widths = [max(len(row[column]) for row in table) for column in range(len(headers))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+
+
+def places_sentence(quote: QuoteAnswer) -> str:
+    """How many nodes could run it, and when."""
+    nodes = count(quote.could_run, "node")
+    if quote.free_now:
+        return f"{nodes} could run it, {quote.free_now} free now"
+    return f"{nodes} could run it, none free now{free_in(quote)}"
+
+
+JOB_KEYS = (
+    "id",
+    "state",
+    "reason",
+    "detail",
+    "phase",
+    "kind",
+    "name",
+    "buyer",
+    "buyer_alias",
+    "org",
+    "group",
+    "labels",
+    "node",
+    "node_name",
+    "gpus",
+    "num_gpus",
+    "image",
+    "price_uusd_per_gpu_hour",
+    "max_price_uusd_per_gpu_hour",
+    "priority",
+    "queue_position",
+    "attempt",
+    "epoch",
+    "exit_code",
+    "submitted_ms",
+    "matched_ms",
+    "started_ms",
+    "ended_ms",
+    "updated_ms",
+    "timeout_s",
+    "estimate_s",
+    "charged_uusd",
+)
+"""Of a job as JSON, in the API and here alike."""

@@ -1,0 +1,123 @@
+"""`bazaar ps`, `show`, `queue`, `nodes`, `node`, `offers`: what the query API knows, for people and as the API's own JSON."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Any
+
+import click
+
+from buyer_cli import render
+from buyer_cli.api_reads import Api
+from buyer_cli.caller import Caller, command_flags
+from buyer_cli.complaint import USAGE, Complaint
+from buyer_cli.finding import find_job, find_node, my_address
+from buyer_cli.offer_filter import offer_query
+from events.delegation import parse_address
+from events.wallet import Keystore
+
+STATES = sorted(render.UNFINISHED | set(render.EXIT_CODES))
+
+
+def now_ms() -> int:
+    """The wall clock, for `12 s ago` only."""
+    return time.time_ns() // 1_000_000
+
+
+@click.command()
+@click.option("-a", "--all", "everything", is_flag=True, help="Finished jobs too.")
+@click.option("--state", "states", multiple=True, type=click.Choice(STATES), help="Only this state; may be repeated.", metavar="STATE")
+@click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="Only with this label; may be repeated.")
+@click.option("--buyer", metavar="0x|NAME|all", help="Another wallet's jobs, as far as you may see them, or everybody's.")
+@click.option("-n", "--limit", type=click.IntRange(1, 10_000), default=None, help="At most so many.")
+@command_flags
+def ps(caller: Caller, everything: bool, states: tuple[str, ...], labels: tuple[str, ...], buyer: str | None, limit: int | None) -> None:
+    """My unfinished jobs, newest first."""
+    wanted = set(states) or (set() if everything else render.UNFINISHED)
+    query: dict[str, object] = {"buyer": _buyer(caller, buyer), "label": list(labels) or None, "state": sorted(wanted) or None}
+    jobs = Api(caller.settings).items("/v1/jobs", query, most=limit or 10_000)
+    if caller.as_json:
+        caller.terminal.emit(jobs)
+        return
+    empty = "no job" if everything or states else "no unfinished job; `bazaar ps -a` shows the others"
+    caller.terminal.table(render.JOB_HEADERS, [render.job_row(job, now_ms()) for job in jobs], empty=empty)
+
+
+def _buyer(caller: Caller, asked: str | None) -> str | None:
+    if asked == "all":
+        return None
+    if asked is None:
+        return my_address(caller)
+    return parse_address(asked) or Keystore(caller.settings.home).find(asked).address
+
+
+@click.command()
+@click.argument("job")
+@command_flags
+def show(caller: Caller, job: str) -> None:
+    """Everything about a job. JOB is its id, a unique beginning of it, or `last`."""
+    found = find_job(caller, Api(caller.settings), job)
+    if caller.as_json:
+        caller.terminal.emit(found)
+    else:
+        caller.terminal.lines(render.job_lines(found, now_ms()))
+
+
+@click.command()
+@command_flags
+def queue(caller: Caller) -> None:
+    """What waits, in the order in which the market would place it, and what runs."""
+    body = Api(caller.settings).get("/v1/queue")
+    if caller.as_json:
+        caller.terminal.emit(body)
+        return
+    now = now_ms()
+    queued, running = body.get("queued", []), body.get("running", [])
+    caller.terminal.note(f"{render.count(len(queued), 'job')} waiting, {len(running)} running")
+    rows = [(str(place), *render.queue_row(job, now)) for place, job in enumerate(queued, 1)]
+    rows += [("", *render.queue_row(job, now)) for job in running]
+    if rows:
+        caller.terminal.table(("PLACE", *render.QUEUE_HEADERS), rows)
+
+
+@click.command()
+@command_flags
+def nodes(caller: Caller) -> None:
+    """The machines of the market, with their cards, state and price."""
+    found = Api(caller.settings).items("/v1/nodes")
+    if caller.as_json:
+        caller.terminal.emit(found)
+    else:
+        caller.terminal.table(render.NODE_HEADERS, [render.node_row(node) for node in found], empty="no node is offered at present")
+
+
+@click.command()
+@click.argument("node")
+@command_flags
+def node(caller: Caller, node: str) -> None:
+    """One machine. NODE is its id, a unique beginning of it, or its name."""
+    api = Api(caller.settings)
+    found = api.get(f"/v1/nodes/{find_node(api.items('/v1/nodes'), node)['id']}")
+    if caller.as_json:
+        caller.terminal.emit(found)
+        return
+    caller.terminal.lines(render.node_lines(found))
+    caller.terminal.table(render.CARD_HEADERS, [render.card_row(card) for card in found.get("cards") or []], empty="it has no cards")
+
+
+@click.command()
+@click.argument("conditions", nargs=-1, metavar="[FILTER]")
+@command_flags
+def offers(caller: Caller, conditions: tuple[str, ...]) -> None:
+    """Machines on offer, cheapest first. FILTER such as 'gpus>=2 vram>=24GB price<=0.40'."""
+    try:
+        query = offer_query(" ".join(conditions))
+    except ValueError as error:
+        why = re.sub(r"\s+", " ", str(error))
+        raise Complaint("bad_filter", "That is no filter.", why, "'gpus>=2 vram>=24GB price<=0.40 model=A100'", exit_code=USAGE) from None
+    found: list[dict[str, Any]] = Api(caller.settings).items("/v1/offers", query)
+    if caller.as_json:
+        caller.terminal.emit(found)
+    else:
+        caller.terminal.table(render.NODE_HEADERS, [render.node_row(offer) for offer in found], empty="nothing on offer passes that")

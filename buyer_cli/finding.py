@@ -1,0 +1,68 @@
+"""Which job or node is meant: a whole id, a unique prefix, `last`, or a node's name while only one node has it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from buyer_cli.api_reads import Api
+from buyer_cli.caller import Caller
+from buyer_cli.complaint import NOT_FOUND, USAGE, Complaint
+from buyer_cli.printable import printable
+from events.home import choose_wallet
+from events.values import Role
+
+Json = dict[str, Any]
+_JOB_PREFIX = re.compile(r"j[a-z2-7]{0,19}")
+_CANDIDATES = 5
+
+
+def my_address(caller: Caller) -> str:
+    """The wallet that acts. Raises IdentityError."""
+    return choose_wallet(caller.settings, Role.BUYER).address
+
+
+def find_job(caller: Caller, api: Api, asked: str) -> Json:
+    """The job that is meant. Raises Complaint (3 not found, 2 ambiguous)."""
+    if asked == "last":
+        mine = api.items("/v1/jobs", {"buyer": my_address(caller)}, most=1)
+        if not mine:
+            raise Complaint("unknown_job", "You have no job yet.", "", "bazaar run SCRIPT", exit_code=NOT_FOUND)
+        return mine[0]
+    if not _JOB_PREFIX.fullmatch(asked):
+        raise _no_job(asked, "A job's id is j and 19 letters and digits; a unique beginning of it will do, and so will `last`.")
+    if len(asked) == 20:
+        return api.get(f"/v1/jobs/{asked}")
+    found = [job for job in _jobs_to_search(caller, api) if str(job.get("id", "")).startswith(asked)]
+    if not found:
+        raise _no_job(asked, "No job of yours has an id that begins so.")
+    if len(found) > 1:
+        raise Complaint("ambiguous", f"{asked} is the beginning of {len(found)} ids.", _listed(found), "write more of it", exit_code=USAGE)
+    return found[0]
+
+
+def _jobs_to_search(caller: Caller, api: Api) -> list[Json]:
+    return api.items("/v1/jobs", {"buyer": my_address(caller)})
+
+
+def _no_job(asked: str, why: str) -> Complaint:
+    return Complaint("unknown_job", f"There is no job {printable(asked)}.", why, "bazaar ps -a", exit_code=NOT_FOUND)
+
+
+def _listed(found: list[Json]) -> str:
+    shown = [f"{entry.get('id')} ({entry.get('name')})" for entry in found[:_CANDIDATES]]
+    return ", ".join(shown) + (", ..." if len(found) > _CANDIDATES else "")
+
+
+def find_node(nodes: list[Json], asked: str) -> Json:
+    """The node that is meant. Raises Complaint (3 not found, 2 ambiguous, both with the candidates)."""
+    by_id = [node for node in nodes if node.get("id") == asked]
+    found = by_id or [node for node in nodes if node.get("name") == asked]
+    found = found or [node for node in nodes if str(node.get("id", "")).startswith(asked)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        hint = "name it by its id"
+        raise Complaint("ambiguous", f"{printable(asked)} may mean {len(found)} nodes.", _listed(found), hint, exit_code=USAGE)
+    have = _listed(nodes) if nodes else "no node is offered at present"
+    raise Complaint("unknown_node", f"There is no node {printable(asked)}.", f"Nodes here: {have}.", "bazaar nodes", exit_code=NOT_FOUND)

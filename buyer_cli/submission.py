@@ -1,0 +1,122 @@
+"""Submits plans: names become node ids, files are stored, facts are published and their answers awaited. Shell."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from buyer_cli import render
+from buyer_cli.api_reads import Api
+from buyer_cli.finding import find_node
+from buyer_cli.inputs import InputFile
+from buyer_cli.placing import Manner, agreed
+from buyer_cli.planning import Plan
+from buyer_cli.session import asks_files
+from buyer_cli.spec import submission
+from buyer_cli.terminal import Terminal
+from events import files, ids
+from events.errors import MarketUnreachable, Refused
+from events.jobs import JobSubmitted
+from events.market_client import MarketClient
+from events.values import BlobRef
+
+ANSWER_S = 30.0
+_NODE_ID = re.compile(r"n[a-z2-7]{15}")
+
+
+class Submitted(NamedTuple):
+    """A job that the market has taken, at this place in the ledger."""
+
+    order: JobSubmitted
+    plan: Plan
+    seq: int
+
+
+async def orders_for(api: Api, plans: list[Plan]) -> list[JobSubmitted]:
+    """The facts of these plans, without their files. Raises SpecError, Complaint for a target that does not exist."""
+    group_id = ids.group_id(secrets.token_bytes(12)) if len(plans) > 1 else None
+    orders = []
+    for plan in plans:
+        node_id = await _node_id(api, plan)
+        orders.append(submission(plan.wish, plan.argv, ids.job_id(secrets.token_bytes(12)), node_id=node_id, group_id=group_id))
+    return orders
+
+
+async def _node_id(api: Api, plan: Plan) -> str | None:
+    target = plan.wish.target
+    if target is None:
+        return None
+    if _NODE_ID.fullmatch(target.node):
+        return target.node
+    node: str = find_node(await asyncio.to_thread(api.items, "/v1/nodes"), target.node)["id"]
+    return node
+
+
+async def submit(
+    client: MarketClient,
+    api: Api,
+    terminal: Terminal,
+    plans: list[Plan],
+    manner: Manner,
+    *,
+    sending: Callable[[str], None] = lambda _: None,
+) -> list[Submitted]:
+    """Quote, ask, ship, publish; the jobs that were taken. `sending` hears of each id before it may be known to anybody.
+    Raises Refused, Complaint, MarketUnreachable."""
+    orders = await orders_for(api, plans)
+    wanted = [await agreed(client, terminal, order, manner) for order in orders]
+    stored: dict[int, tuple[BlobRef, int]] = {}
+    done = []
+    for plan, order in zip(plans, wanted, strict=True):
+        key = id(plan.files)
+        if plan.files and key not in stored:
+            stored[key] = await _ship(client, terminal, plan)
+        if plan.files:
+            inputs, size = stored[key]
+            order = msgspec.structs.replace(order, program=msgspec.structs.replace(order.program, inputs=inputs, inputs_bytes=size))
+        sending(order.job_id)
+        done.append(Submitted(order, plan, await _publish(client, order)))
+    return done
+
+
+async def _publish(client: MarketClient, order: JobSubmitted) -> int:
+    try:
+        outcome = await client.submit(order, ANSWER_S)
+    except MarketUnreachable as error:
+        hint = f"look later: bazaar show {order.job_id}"
+        raise MarketUnreachable("The market did not answer the submission.", why=error.why, hint=hint) from None
+    if outcome.reason is not None:
+        raise Refused(outcome.reason, outcome.detail)
+    return outcome.seq
+
+
+async def _ship(client: MarketClient, terminal: Terminal, plan: Plan) -> tuple[BlobRef, int]:
+    """Store a plan's files; what the store has already is not sent again."""
+    with tempfile.TemporaryDirectory(prefix="bazaar-") as folder, terminal.progress("uploading", plan.inputs_bytes) as advance:
+        shown = 0
+
+        def progress(done: int, _: int) -> None:
+            nonlocal shown
+            advance(done - shown)
+            shown = done
+
+        local = [_local(file, Path(folder)) for file in plan.files]
+        stored = await files.put_files(asks_files(client), local, progress=progress)
+    if plan.inputs_bytes >= 1 << 20:
+        terminal.note(f"shipped {render.count(len(plan.files), 'file')}, {render.data_size(plan.inputs_bytes)}")
+    return stored
+
+
+def _local(file: InputFile, folder: Path) -> files.LocalFile:
+    if file.source is not None:
+        return files.LocalFile(file.path, file.source, file.executable)
+    path = folder / secrets.token_hex(8)
+    path.write_bytes(file.content or b"")
+    return files.LocalFile(file.path, path, file.executable)
