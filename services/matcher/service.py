@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
-from events.nats_log import Intake
 from nacl.signing import SigningKey
 
 from events import wire
@@ -29,7 +28,8 @@ from events.log import Log
 from events.market import MarketCreated, MatcherStarted
 from events.nats_client import Message
 from events.page import encode_page
-from events.subjects import LIVE_MARKET, inbox_prefix, live
+from events.streams import Intake, ensure_streams
+from events.subjects import LIVE_MARKET, live
 from projections import snapshot
 from projections.market import Market
 from services.follower import restore
@@ -125,6 +125,7 @@ class Matcher:
     async def run(self) -> None:
         """Lead, or stand by and lead when nobody else does, until `stop`."""
         await self._listen()
+        await self._connection.open(wait_s=None)
         while not self._stopping:
             try:
                 if self._standby:
@@ -149,11 +150,18 @@ class Matcher:
     async def _listen(self) -> None:
         connection = self._connection
         self.intake = Intake(connection, self._on_intake)
+        connection.on_up(self._on_up)
         await connection.subscribe("rpc.hello.*", self._on_hello)
         await connection.subscribe("rpc.sync.*", self._on_sync)
         await connection.subscribe("rpc.beat.*", self._on_beat)
         await connection.subscribe("market.digest", self._on_digest)
         await connection.subscribe(LIVE_MARKET, self._on_tick)
+
+    async def _on_up(self) -> None:
+        """After every connect: a broker that was restarted has lost the memory stream of the intake."""
+        await ensure_streams(self._connection)
+        if self._leading and self.intake is not None:
+            await self.intake.start()
 
     async def _stand_by(self) -> None:
         """Keep folding, and return when the leader has been silent for long enough."""
@@ -183,6 +191,7 @@ class Matcher:
         await self.intake.start()
         self._leading = True
         self.ready.set()
+        log.info("leading", seq=self.market.last_seq)
         await self._turns()
 
     async def _begin(self) -> None:
@@ -324,7 +333,11 @@ class Matcher:
 
     async def _tick(self) -> None:
         """Say where the ledger stands, and make sure that it still ends where this matcher thinks."""
-        head = await self._ledger.head()
+        try:
+            head = await self._ledger.head()
+        except LogUnavailable as error:
+            log.warning("the ledger does not answer", why=error.why or str(error))
+            return
         if head.position != self.market.pages:
             raise AppendConflict
         self._verified_s = time.monotonic()
@@ -355,7 +368,7 @@ class Matcher:
 
     def _on_beat(self, message: Message) -> None:
         wallet = message.subject.rpartition(".")[2]
-        if not self._leading or not message.reply.startswith(inbox_prefix(wallet) + "."):
+        if not self._leading or not message.reply:
             return
         with suppress(Malformed):
             beat = wire.decode(message.data, wire.Beat)
@@ -366,20 +379,24 @@ class Matcher:
         if (message.headers or {}).get("Matcher") != self._instance:
             self._heard_leader_s = time.monotonic()
 
-    def _ask(self, answer: Callable[[Message], bytes], message: Message, who: str) -> None:
-        """Queue a question for after the next append. Nobody is answered outside its own inbox."""
-        if self._leading and message.reply.startswith(who):
+    def _ask(self, answer: Callable[[Message], bytes], message: Message) -> None:
+        """Queue a question for after the next append.
+
+        Where the answer goes cannot be seen here: a question of a wallet comes through the account's import, which names its own reply.
+        So no answer holds bytes that the asker chose, and feeds are named by a token that it does not know.
+        """
+        if self._leading and message.reply:
             self._questions.append((answer, message))
             self._wake.set()
 
     def _on_hello(self, message: Message) -> None:
-        self._ask(self._hello, message, inbox_prefix(message.subject.rpartition(".")[2]) + ".")
+        self._ask(self._hello, message)
 
     def _on_sync(self, message: Message) -> None:
-        self._ask(self._sync, message, inbox_prefix(message.subject.rpartition(".")[2]) + ".")
+        self._ask(self._sync, message)
 
     def _on_digest(self, message: Message) -> None:
-        self._ask(self._digest, message, "")
+        self._ask(self._digest, message)
 
     def _hello(self, message: Message) -> bytes:
         market = self.market
@@ -398,8 +415,8 @@ class Matcher:
         wallet = message.subject.rpartition(".")[2]
         try:
             request = wire.decode(message.data, wire.SyncRequest)
-        except Malformed as error:
-            return wire.encode(wire.Failure(code="malformed", detail=str(error)[:100]))
+        except Malformed:
+            return wire.encode(wire.Failure(code="malformed"))
         return wire.encode(answers.sync(self.market, request, wallet, self._live_token(wallet)))
 
     def _digest(self, message: Message) -> bytes:
