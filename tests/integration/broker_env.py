@@ -117,6 +117,12 @@ class World:
         """The last sequence of a stream."""
         return int((await api(self.services, f"STREAM.INFO.{stream}"))["state"]["last_seq"])
 
+    async def settled(self, stream: str, last_seq: int, timeout_s: float = 20.0) -> None:
+        """Return when the stream ends there: what was published is stored a little after a ping is answered."""
+        deadline = time.monotonic() + timeout_s
+        while (found := await self.stored(stream)) != last_seq:
+            assert time.monotonic() < deadline, f"{stream} ends at {found}, not at {last_seq}"
+
     async def stop(self) -> None:
         for connection in reversed(self.connections):
             await connection.close()
