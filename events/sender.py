@@ -73,6 +73,7 @@ class Sender:
         self._timer: asyncio.TimerHandle | None = None
         self._release: asyncio.TimerHandle | None = None
         self._busy_s = 0.0
+        self._adopted_s = 0.0
         self._closed = False
 
     @property
@@ -148,7 +149,17 @@ class Sender:
             return
         if not (self._outbox.lock.held or self._take_lock()) or not self._ready:
             return
-        self._adopt()
+        self._send()
+        if self._busy_s - self._adopted_s > LOCK_POLL_S:  # behind our own: a look into the file costs as much as a signature
+            self._adopted_s = self._busy_s
+            self._loop.call_soon(self._adopt_and_send)
+
+    def _adopt_and_send(self) -> None:
+        if self._outbox.lock.held and not self._closed:
+            self._adopt()
+            self.pump()
+
+    def _send(self) -> None:
         while taken := self._window.take():
             data = self._seal(taken)
             self._sent.append((data, taken))
