@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import re
 
-from buyer_cli.quantities import BadValue
 from buyer_cli.spec_keys import BY_NAME
+from events.quantities import BadValue
 
 _CONDITION = re.compile(r"\s*([a-z][a-z_-]*)\s*(>=|<=|==|=|>|<)\s*('[^']*'|\"[^\"]*\"|[^\s<>=]+)\s*", re.ASCII)
 _CONDITIONS: dict[str, tuple[str, str, str]] = {

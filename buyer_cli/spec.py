@@ -12,10 +12,10 @@ from typing import Any
 
 import msgspec
 
-from buyer_cli.quantities import BadValue, Target, pair
 from buyer_cli.spec_keys import BY_NAME, LATER, Key, Shape
 from events import codec
 from events.jobs import JobSubmitted
+from events.quantities import BadValue, Target, pair
 from events.values import DEFAULT_PRIORITY, DEFAULT_TIMEOUT_S, BlobRef, JobKind, Program, Requirements
 
 Layer = dict[str, Any]

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from buyer_cli import quantities
-from buyer_cli.quantities import BadValue
+from events import quantities
+from events.quantities import BadValue
 from events.values import Isolation, Network, Tier
 
 _MODEL = re.compile(r"\A[A-Za-z0-9][A-Za-z0-9 ._()/+-]{0,63}\Z")

@@ -55,7 +55,7 @@ CORE = (
     "seller_agent/decisions.py",
     "buyer_cli/render.py",
     "buyer_cli/printable.py",
-    "buyer_cli/quantities.py",
+    "events/quantities.py",
     "buyer_cli/spec.py",
     "buyer_cli/spec_keys.py",
 )

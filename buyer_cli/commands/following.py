@@ -18,11 +18,11 @@ from buyer_cli.following import Follower, Following
 from buyer_cli.output_merge import STDERR, STDOUT
 from buyer_cli.output_printer import OutputPrinter, Tail
 from buyer_cli.output_reader import OutputReader
-from buyer_cli.quantities import BadValue, duration_s
 from buyer_cli.session import asks_files, opened, run_async
 from events.errors import Refused
 from events.jobs import JobCancelRequested
 from events.market_client import MarketClient
+from events.quantities import BadValue, duration_s
 from events.reasons import Refusal
 from events.values import BlobRef
 from events.wire import FilesRequest, SyncJob

@@ -42,7 +42,7 @@ def test_a_cards_memory_is_shown_as_it_is_sold(mib: int, text: str) -> None:
 
 
 def test_asking_for_the_memory_that_is_shown_finds_the_card() -> None:
-    from buyer_cli.quantities import size_mib
+    from events.quantities import size_mib
 
     for mib in range(512, 200_000, 37):
         assert size_mib(render.size(mib)) <= mib

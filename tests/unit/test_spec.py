@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from buyer_cli.quantities import Target
 from buyer_cli.spec import Layer, SpecError, Wish, default_name, file_layer, flag_layer, merge, script_argv, submission, wishes
 from buyer_cli.spec_keys import KEYS, LATER
 from events import codec
+from events.quantities import Target
 from events.values import BlobRef, Isolation, Network, Tier
 
 JOB = "j" + "a" * 19

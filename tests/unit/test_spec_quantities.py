@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from buyer_cli.quantities import BadValue, Target, cuda, duration_s, priority, size_mib, target, uusd
+from events.quantities import BadValue, Target, cuda, duration_s, priority, size_mib, target, uusd
 
 
 @pytest.mark.parametrize(
