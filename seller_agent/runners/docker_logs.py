@@ -24,6 +24,8 @@ from seller_agent.runners.guard import read_json, write_json
 
 HEADER_BYTES = 8
 CHUNK_BYTES = 1 << 18
+TAIL_BYTES = 2 * CHUNK_BYTES
+"""More than one reading brings, and so more than a killed reader can have announced and not written."""
 STDOUT, STDERR = 1, 2
 FILES = {STDOUT: "stdout", STDERR: "stderr"}
 GAP = b"\n[gpubazaar] output is missing here: Docker rotated its log before it could be read\n"
@@ -168,7 +170,7 @@ class LogSink:
         self._position: dict[int, int] = {STDOUT: 0, STDERR: 0}
         self._buffer = b""
         self._at_first = True
-        self._searching: dict[int, int] | None = None
+        self._searching: dict[int, tuple[int, bytes]] | None = None
         self._same_time = 0
         self._time = ""
 
@@ -196,20 +198,22 @@ class LogSink:
             self._place(f"{stamp} {kind} {len(content)}", stamp, pieces)
         self._same_time = self._same_time + 1 if stamp == self._time else 1
         self._time = stamp
-        if self._searching is not None and not self._found(kind, stamp, len(content)):
+        if self._searching is not None and self._still_searching(kind, stamp, content, pieces):
             return
         before = self._position[kind]
-        self._position[kind] = after = before + len(content)
-        if after <= self._sizes[kind]:
-            return
-        new = content[max(0, self._sizes[kind] - before) :]
-        room = self._limit - self._total
+        self._position[kind] = before + len(content)
+        self._append(kind, content[max(0, self._sizes[kind] - before) :], pieces)
+
+    def _append(self, kind: int, new: bytes, pieces: dict[int, list[bytes]]) -> None:
+        """Bytes that a file does not hold yet, as far as the limit lets them in."""
+        room = max(0, self._limit - self._total)
         if len(new) > room:
             self.over_limit = True
-            new = new[: max(0, room)]
-        pieces[kind].append(new)
-        self._sizes[kind] += len(new)
-        self._total += len(new)
+            new = new[:room]
+        if new:
+            pieces[kind].append(new)
+            self._sizes[kind] += len(new)
+            self._total += len(new)
 
     def _place(self, first: str, stamp: str, pieces: dict[int, list[bytes]]) -> None:
         """At the log's first frame: say where in the files it belongs."""
@@ -223,21 +227,27 @@ class LogSink:
                 self._sizes[number] += len(GAP)
             self._total += 2 * len(GAP)
         else:
-            self._searching = {STDOUT: 0, STDERR: 0}
+            self._searching = {STDOUT: (0, b""), STDERR: (0, b"")}
         cursor.first = first
         cursor.base = {str(number): position for number, position in self._position.items()}
 
-    def _found(self, kind: int, stamp: str, length: int) -> bool:
-        """While the head is gone: pass over frames up to the last one taken. True from the first new frame on."""
+    def _still_searching(self, kind: int, stamp: str, content: bytes, pieces: dict[int, list[bytes]]) -> bool:
+        """While the head is gone: pass over frames up to the last one taken. False from the first new frame on."""
         assert self._searching is not None
-        if self._same_time > self._cursor.ordinal if stamp == self._cursor.last else stamp > self._cursor.last:
-            for number in FILES:
-                self._position[number] = self._cursor.at.get(str(number), 0)
-            self._cursor.base = {str(number): self._position[number] - self._searching[number] for number in FILES}
-            self._searching = None
-            return True
-        self._searching[kind] += length
-        return False
+        cursor, beyond = self._cursor, stamp > self._cursor.last
+        if not beyond:
+            passed = self._searching[kind]
+            self._searching[kind] = (passed[0] + len(content), (passed[1] + content)[-TAIL_BYTES:])
+            if stamp != cursor.last or self._same_time < cursor.ordinal:
+                return True
+        for number, (length, tail) in self._searching.items():
+            self._position[number] = cursor.at.get(str(number), 0)
+            cursor.base[str(number)] = self._position[number] - length
+            missing = self._position[number] - self._sizes[number]  # announced by the cursor, but its writer was killed
+            if missing > 0:
+                self._append(number, tail[-missing:], pieces)
+        self._searching = None
+        return not beyond
 
     def _write(self, pieces: dict[int, list[bytes]]) -> None:
         if not any(pieces.values()) or self._searching is not None:

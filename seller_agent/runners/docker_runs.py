@@ -32,6 +32,7 @@ START_ALLOWANCE_MS = 30_000
 """Added to a run's deadline until the moment of its start is known, in case nobody lives to correct it."""
 UNKNOWN_LEASE_MS = 60_000
 """The lease of a container found without its watch file: time for the agent to renew or stop it."""
+HOST_FRESH_MS = 60_000
 SETTLE_S = 3.0
 RETRY_S = 0.5
 KILL_WAIT_S = 30.0
@@ -90,16 +91,21 @@ class Runs:
         self._egress_network = egress_network
         self._watch_lock = threading.Lock()
         self._boot = guard.boot_id()
+        self._host: Host | None = None
+        self._host_asked_ms = 0
 
     # ---- prepare
 
-    def host(self) -> Host:
-        """The daemon and its machine, asked afresh."""
-        return Host.from_info(self._engine.info())
+    def host(self, *, afresh: bool = True) -> Host:
+        """The daemon and its machine; an answer of the last minute will do when not `afresh`."""
+        now = guard.boot_ms()
+        if afresh or self._host is None or now - self._host_asked_ms > HOST_FRESH_MS:
+            self._host, self._host_asked_ms = Host.from_info(self._engine.info()), now
+        return self._host
 
     def open(self, spec: RunSpec) -> None:
         """The run's folders, record and watch. A job that has run owns its files: nothing of them is touched again."""
-        host = self.host()
+        host = self.host(afresh=False)
         if not host.seccomp:
             raise RunnerError("container_error", "Docker runs without seccomp here: jobs would see the whole kernel. Switch it on.")
         folder = Path(spec.folder)
@@ -131,7 +137,7 @@ class Runs:
 
     def create(self, spec: RunSpec) -> None:
         """The container, checked against the table of controls. One that is there already must be this very run's."""
-        host = self.host()
+        host = self.host(afresh=False)
         image = self._engine.inspect_image(spec.image or "")
         volumes = sorted(((image or {}).get("Config") or {}).get("Volumes") or {})
         if len(volumes) > profile.MAX_IMAGE_VOLUMES:

@@ -30,6 +30,7 @@ TICK_S = 0.5
 ANSWER_S = 2.0
 """How long Docker may take to answer the guard before it is treated as away."""
 IDLE_EXIT_MS = 60_000
+REAP_LIMIT_S = 300.0
 STRAY_EVERY_MS = 30_000
 LOG_LIMIT_BYTES = 1_000_000
 
@@ -173,6 +174,15 @@ def due(watch: Watch, stop: StopRecord | None, this_boot: str) -> Due:
     return Due(reason=first.reason, term_ms=first.term_ms, kill_ms=min(end.kill_ms for end in ends))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """What one round over the watches found: still to be guarded; of these being stopped; due but out of reach."""
+
+    active: int
+    stopping: int
+    unreachable: int
+
+
 class _SocketConnection(http.client.HTTPConnection):
     def __init__(self, path: str) -> None:
         super().__init__("docker", timeout=ANSWER_S)
@@ -245,9 +255,9 @@ class Guard:
                     found.append((path, watch))
         return sorted(found, key=lambda item: item[1].lease_until_boot_ms)
 
-    def round(self) -> tuple[int, int]:
-        """Stop what is due. Returns how many runs are still to be guarded, and how many of them are being stopped."""
-        active = stopping = 0
+    def round(self) -> Round:
+        """Stop what is due."""
+        active = stopping = unreachable = 0
         for path, watch in self.watches():
             now = boot_ms()
             end = due(watch, read_stop(watch.folder), self.boot)
@@ -261,8 +271,9 @@ class Guard:
                 self.log(f"{watch.container}: {error}")
                 self._kill_without_docker(watch, end, now)
                 alive = True
+                unreachable += now >= end.term_ms
             active += alive
-        return active, stopping
+        return Round(active=active, stopping=stopping, unreachable=unreachable)
 
     def _still_there(self, path: Path, watch: Watch, now: int) -> bool:
         if now - self._checked_ms.get(path, -STRAY_EVERY_MS) >= 10_000:
@@ -347,7 +358,7 @@ def watch(directory: Path, descriptor: int | None) -> None:
     guard.log(f"guard {os.getpid()} began")
     last_active = last_strays = boot_ms()
     while True:
-        active, _ = guard.round()
+        active = guard.round().active
         now = boot_ms()
         if active:
             last_active = now
@@ -358,19 +369,21 @@ def watch(directory: Path, descriptor: int | None) -> None:
             # Whoever adds a run writes its file first and then tries the lock: free it, then look once more.
             if descriptor is not None:
                 os.close(descriptor)
-            if guard.round()[0] == 0 or (descriptor := take_lock(directory)) is None:
+            if guard.round().active == 0 or (descriptor := take_lock(directory)) is None:
                 guard.log(f"guard {os.getpid()} ended")
                 return
             last_active = now
         time.sleep(TICK_S)
 
 
-def reap(directory: Path) -> None:
-    """Stop everything that is past its end, grace included, and return when it is gone."""
+def reap(directory: Path) -> bool:
+    """Stop everything that is past its end, grace included; whether all of it is gone."""
     guard = Guard(directory)
     guard.stop_strays()
-    while guard.round()[1]:
+    end = time.monotonic() + REAP_LIMIT_S
+    while (found := guard.round()).stopping and time.monotonic() < end:
         time.sleep(TICK_S)
+    return not found.stopping and not found.unreachable
 
 
 def _detach() -> None:
@@ -400,7 +413,9 @@ def main(arguments: list[str] | None = None) -> int:
     if not directory.is_dir():
         print(f"{directory}: no such folder; give the agent's home", file=sys.stderr)
         return 2
-    reap(directory)
+    if not reap(directory):
+        print(f"something past its end could not be stopped; see {directory / 'guard.log'}", file=sys.stderr)
+        return 1
     return 0
 
 

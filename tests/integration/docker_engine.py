@@ -29,8 +29,8 @@ import msgspec
 import pytest
 
 from seller_agent.runners.docker_runner import DockerRunner
-from seller_agent.runners.guard import ask
-from seller_agent.runners.runner import RunSpec, RunState
+from seller_agent.runners.guard import ask, stop_path
+from seller_agent.runners.runner import RunSpec, RunState, StopReason
 
 IMAGE = "bazaar-test:1"
 APPLETS = (
@@ -275,10 +275,16 @@ async def _agent(state_dir: Path, socket_path: str, target: str, spec: RunSpec) 
         await runner.start(spec)
     _stand_still("started", target)
     stdout = Path(spec.folder) / "log" / "stdout"
-    while target == "running" and stdout.stat().st_size == 0:
+    while target in ("running", "stopping") and stdout.stat().st_size == 0:
         await asyncio.sleep(0.01)
     if target == "running":
         print(target, flush=True)
+    elif target == "stopping":
+        stopping = asyncio.create_task(runner.stop(spec.key, StopReason.ASKED, spec.grace_s))
+        while not stop_path(spec.folder).exists():
+            await asyncio.sleep(0.01)
+        print(target, flush=True)
+        await stopping
     await runner.wait(spec.key)
     _stand_still("exited", target)
     await runner.remove(spec.key)
