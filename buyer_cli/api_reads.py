@@ -9,6 +9,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
 from buyer_cli.complaint import Complaint, from_api
@@ -24,12 +25,16 @@ class Api:
     """The market's query API, as the settings name it."""
 
     def __init__(self, settings: Settings) -> None:
-        self._base = settings.api
-        self._token = settings.token
+        self._settings = settings
+
+    @property
+    def _base(self) -> str:
+        return self._settings.api
+
+    @cached_property
+    def _opener(self) -> urllib.request.OpenerDirector:
         # A read of this machine's own market must not go through somebody's proxy.
-        self._opener = urllib.request.build_opener(
-            urllib.request.ProxyHandler({}) if _is_local(self._base) else urllib.request.ProxyHandler()
-        )
+        return urllib.request.build_opener(urllib.request.ProxyHandler({}) if _is_local(self._base) else urllib.request.ProxyHandler())
 
     def get(self, path: str, query: Mapping[str, object] | None = None) -> dict[str, Any]:
         """One body. Raises Complaint for a problem, MarketUnreachable when nobody answers."""
@@ -79,8 +84,8 @@ class Api:
         given = {name: value for name, value in (query or {}).items() if value is not None}
         url = f"{self._base}{path}" + (f"?{urllib.parse.urlencode(given, doseq=True)}" if given else "")
         request = urllib.request.Request(url, headers={"Accept": "application/json", **(headers or {})})
-        if self._token:
-            request.add_unredirected_header("Authorization", f"Bearer {self._token}")
+        if self._settings.token:
+            request.add_unredirected_header("Authorization", f"Bearer {self._settings.token}")
         try:
             return self._opener.open(request, timeout=timeout_s)
         except urllib.error.HTTPError as error:

@@ -30,7 +30,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "events": ("looking", "events", "The ledger, as it happens."),
     "wallet": ("identity", "wallet", "Make, import and list wallets."),
     "login": ("identity", "login", "Let a session key speak for the wallet."),
-    "doctor": ("caring", "doctor", "Check everything that a job needs."),
+    "doctor": ("examining", "doctor", "Check everything that a job needs."),
     "config": ("caring", "config", "Settings, and where each comes from."),
     "completion": ("caring", "completion", "Shell completion."),
 }
@@ -114,6 +114,9 @@ def _explain(error: Exception, as_json: bool) -> int:
             complaint = from_spec(error)
         case BazaarError():
             complaint = from_market(error)
+        case click.exceptions.NoArgsIsHelpError():
+            sys.stderr.write(f"{error.format_message()}\n")
+            return error.exit_code
         case click.UsageError():
             complaint = _usage(error)
         case _:  # ours: it must be seen whole
@@ -124,22 +127,27 @@ def _explain(error: Exception, as_json: bool) -> int:
 
 
 def _usage(error: click.UsageError) -> Any:
+    from difflib import get_close_matches
+
     from buyer_cli.complaint import USAGE, Complaint
     from buyer_cli.spec_keys import LATER
 
     path = error.ctx.command_path if error.ctx else "bazaar"
     hint = f"{path} --help"
     if isinstance(error, click.NoSuchOption):
-        name = error.option_name
-        why = ""
+        name, why = error.option_name, ""
+        nearest = get_close_matches(name, error.possibilities or (), n=1, cutoff=0.75)
         if name.removeprefix("--") in LATER:
             why = "this version cannot do that yet"
-        elif error.possibilities:
-            hint = f"did you mean {' or '.join(sorted(error.possibilities))}?"
+        elif nearest:
+            hint = f"did you mean {nearest[0]}?"
         elif path in {"bazaar run", "bazaar submit"}:
             hint = f"what belongs to the script stands after --: {path} SCRIPT -- {name}"
         return Complaint("usage", f"there is no option {name}", why, hint, exit_code=USAGE)
-    return Complaint("usage", error.format_message().rstrip("."), "", hint, exit_code=USAGE)
+    message = error.format_message().rstrip(".")
+    if message.startswith("Got unexpected extra argument") and path in {"bazaar run", "bazaar submit"}:
+        hint = f"what belongs to the script stands after --: {path} SCRIPT -- ARGS"
+    return Complaint("usage", message[:1].lower() + message[1:], "", hint, exit_code=USAGE)
 
 
 if __name__ == "__main__":
