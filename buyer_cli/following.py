@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from buyer_cli import render
+from buyer_cli import render, render_quote
 from buyer_cli.api_reads import Api
 from buyer_cli.complaint import Complaint
 from buyer_cli.job_news import news
@@ -161,7 +161,7 @@ class Follower:
             answer = await ask_quote(self._wants.client, request)
         except (MarketUnreachable, Refused):
             return ""
-        return f"waiting: {render.waiting_sentence(answer)}"
+        return f"waiting: {render_quote.waiting_sentence(answer)}"
 
     async def _phase(self) -> str:
         try:

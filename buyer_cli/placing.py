@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from buyer_cli import render
+from buyer_cli import render, render_quote
 from buyer_cli.complaint import NO_PLACE, Complaint
 from buyer_cli.following import quote_request
 from buyer_cli.session import ask_quote
@@ -45,7 +45,7 @@ async def agreed(client: MarketClient, terminal: Terminal, order: JobSubmitted, 
     if not quote.free_now or quote.paused:
         if manner.now:
             raise no_place(quote)
-        terminal.note(f"warning: nobody can run it at present: {render.waiting_sentence(quote)}. It will wait in the queue.")
+        terminal.note(f"warning: nobody can run it at present: {render_quote.waiting_sentence(quote)}. It will wait in the queue.")
         if quote.only_simulated:
             terminal.note("         --allow-simulated lets it run on simulated cards.")
     if not manner.yes and not terminal.confirm("Run it?", default=bool(quote.could_run)):
@@ -65,16 +65,24 @@ def no_place(quote: QuoteAnswer) -> Complaint:
     """Exit 5: nobody can run it, and which condition fails."""
     if quote.only_simulated:
         return Complaint(
-            "no_place", "Only simulated cards could run this.", render.failing_sentence(quote), "--allow-simulated", exit_code=NO_PLACE
+            "no_place",
+            "Only simulated cards could run this.",
+            render_quote.failing_sentence(quote),
+            "--allow-simulated",
+            exit_code=NO_PLACE,
         )
     if quote.paused:
         return Complaint("no_place", "The market is paused.", "The operator paused it.", "later", exit_code=NO_PLACE)
     if quote.failing is not None:
         return Complaint(
-            "no_place", "Nobody here could run this.", render.failing_sentence(quote), "ask for less: bazaar offers", exit_code=NO_PLACE
+            "no_place",
+            "Nobody here could run this.",
+            render_quote.failing_sentence(quote),
+            "ask for less: bazaar offers",
+            exit_code=NO_PLACE,
         )
     hint = "leave --now out: the job then waits its turn"
-    return Complaint("no_place", "Nobody can run this at present.", render.waiting_sentence(quote), hint, exit_code=NO_PLACE)
+    return Complaint("no_place", "Nobody can run this at present.", render_quote.waiting_sentence(quote), hint, exit_code=NO_PLACE)
 
 
 def say_quote(terminal: Terminal, quote: QuoteAnswer, order: JobSubmitted) -> None:
@@ -82,13 +90,13 @@ def say_quote(terminal: Terminal, quote: QuoteAnswer, order: JobSubmitted) -> No
     if terminal.as_json or not quote.could_run:
         return
     if terminal.is_interactive:
-        rows = [render.offer_row(offer) for offer in quote.offers[:OFFERS_SHOWN]]
-        for line in render.columns(render.OFFER_HEADERS, rows):
+        rows = [render_quote.offer_row(offer) for offer in quote.offers[:OFFERS_SHOWN]]
+        for line in render.columns(render_quote.OFFER_HEADERS, rows):
             terminal.note(f"  {line}")
-    terminal.note(f"{render.places_sentence(quote)}; {cost(quote, order)}")
+    terminal.note(f"{render_quote.places_sentence(quote)}; {cost(quote, order)}")
 
 
 def cost(quote: QuoteAnswer, order: JobSubmitted) -> str:
     """The most that it can cost."""
     gpus = order.requirements.num_gpus
-    return render.cost_sentence(quote, gpus, order.timeout_s, order.max_price_uusd_per_gpu_hour, order.max_total_uusd)
+    return render_quote.cost_sentence(quote, gpus, order.timeout_s, order.max_price_uusd_per_gpu_hour, order.max_total_uusd)

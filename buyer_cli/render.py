@@ -10,8 +10,6 @@ from typing import Any
 
 from buyer_cli.printable import printable
 from events.reasons import REASONS, Reason
-from events.values import charge_uusd
-from events.wire import QuoteAnswer, QuoteOffer
 
 Json = Mapping[str, Any]
 ABSENT = "-"
@@ -177,72 +175,7 @@ def usd_plain(amount_uusd: int | None) -> str:
     return usd(amount_uusd).removesuffix(" USD")
 
 
-NODE_HEADERS = ("NAME", "STATE", "PRICE USD/GPU-H", "GPUS", "FREE", "MODEL", "VRAM", "ID")
-CARD_HEADERS = ("INDEX", "MODEL", "VRAM", "STATE", "USE", "TEMP", "JOB", "UUID")
 QUEUE_HEADERS = ("ID", "NAME", "STATE", "PRIORITY", "GPUS", "NODE", "UPDATED")
-
-
-def node_state(node: Json) -> str:
-    """The state with what a buyer should know besides."""
-    word = text(node.get("state"))
-    return f"{word} (not heard of lately)" if node.get("suspect") else word
-
-
-def node_model(node: Json) -> str:
-    """The models of its cards."""
-    models = sorted({str(card.get("model")) for card in node.get("cards") or []})
-    return (text(", ".join(models)) if models else "no GPU") + (" (simulated)" if node.get("simulated") else "")
-
-
-def node_row(node: Json) -> tuple[str, ...]:
-    """A line of `bazaar nodes` and `bazaar offers`."""
-    listed = node.get("cards") or []
-    vram = size(min(int(card.get("vram_mib") or 0) for card in listed)) if listed else ABSENT
-    amount, free = usd_plain(node.get("price_uusd_per_gpu_hour")), text(node.get("gpus_free"))
-    return (
-        text(node.get("name")),
-        node_state(node),
-        amount,
-        text(node.get("num_gpus")),
-        free,
-        node_model(node),
-        vram,
-        text(node.get("id")),
-    )
-
-
-def node_lines(node: Json) -> list[tuple[str, str]]:
-    """`bazaar node`: a label and a value a line."""
-    lines = [
-        ("id", text(node.get("id"))),
-        ("name", text(node.get("name"))),
-        ("owner", text(node.get("owner"))),
-        ("state", node_state(node)),
-    ]
-    if node.get("drain_reason"):
-        lines.append(("drained for", text(node["drain_reason"])))
-    lines.append(("price", price(node.get("price_uusd_per_gpu_hour"))))
-    lines.append(("cores", f"{text(node.get('cores_free'))} of {text(node.get('cores'))} free"))
-    lines.append(
-        ("memory", f"{data_size(int(node.get('memory_free_mib') or 0) << 20)} of {data_size(int(node.get('memory_mib') or 0) << 20)} free")
-    )
-    lines += [(name, text(node.get(name))) for name in ("isolation", "accept", "tier", "default_image", "agent_version") if node.get(name)]
-    lines.append(("network", "egress, when a job asks for it" if node.get("egress") else "none"))
-    if node.get("uptime_s") is not None:
-        lines.append(("offered for", duration(node["uptime_s"])))
-    if node.get("backlog_s"):
-        lines.append(("busy for at most", duration(node["backlog_s"])))
-    if node.get("jobs"):
-        lines.append(("attempts ended", ", ".join(f"{text(number)} {text(how)}" for how, number in sorted(node["jobs"].items()))))
-    return lines
-
-
-def card_row(card: Json) -> tuple[str, ...]:
-    """A line of a node's cards."""
-    use = ABSENT if card.get("gpu_percent") is None else f"{text(card['gpu_percent'])} %"
-    warm = ABSENT if card.get("temperature_c") is None else f"{text(card['temperature_c'])} C"
-    head = (text(card.get("index")), text(card.get("model")), size(int(card.get("vram_mib") or 0)), text(card.get("state")))
-    return (*head, use, warm, text(card.get("job")), text(card.get("uuid")))
 
 
 def queue_row(job: Json, now_ms: int) -> tuple[str, ...]:
@@ -253,98 +186,11 @@ def queue_row(job: Json, now_ms: int) -> tuple[str, ...]:
     return (*head, gpus, node, ago(job.get("updated_ms"), now_ms))
 
 
-OFFER_HEADERS = ("NAME", "PRICE USD/GPU-H", "GPUS", "FREE", "MODEL", "VRAM", "ISOLATION", "ID")
-
-
-def offer_row(offer: QuoteOffer) -> tuple[str, ...]:
-    """A line of `bazaar quote`."""
-    model = text(offer.model) + (" (simulated)" if offer.simulated else "")
-    free = f"{offer.gpus_free}" if offer.gpus else ABSENT
-    vram = size(offer.vram_mib) if offer.gpus else ABSENT
-    return (
-        text(offer.name),
-        usd_plain(offer.price_uusd_per_gpu_hour),
-        str(offer.gpus),
-        free,
-        model,
-        vram,
-        text(offer.isolation),
-        text(offer.node_id),
-    )
-
-
-def funnel_rows(quote: QuoteAnswer) -> list[tuple[str, str, str]]:
-    """How many nodes are left after each condition; the one that fails is marked."""
-    rows = []
-    for step in quote.steps:
-        mark = "  <- nobody" if step.condition == quote.failing else ""
-        rows.append((str(step.nodes), text(step.condition), text(step.asked) + mark))
-    return rows
-
-
-def failing_sentence(quote: QuoteAnswer) -> str:
-    """Which condition no node passes."""
-    for step in quote.steps:
-        if step.condition == quote.failing:
-            return (
-                f"no node passes: {text(step.condition)} ({text(step.asked)})" if step.asked else f"no node passes: {text(step.condition)}"
-            )
-    return f"no node passes: {text(quote.failing)}"
-
-
-def waiting_sentence(quote: QuoteAnswer) -> str:
-    """Why a queued job waits, in one line."""
-    if quote.paused:
-        return "the market is paused"
-    if quote.failing is not None:
-        simulated = "; only simulated cards would do, and the job does not allow them" if quote.only_simulated else ""
-        return failing_sentence(quote) + simulated
-    parts = []
-    if quote.queue_position:
-        parts.append(f"{count(quote.queue_position, 'job')} before it")
-    if quote.free_now:
-        parts.append(f"{count(quote.free_now, 'node')} free for it")
-    elif quote.could_run:
-        busy = f"{count(quote.could_run, 'node')} could run it, {'it is' if quote.could_run == 1 else 'all are'} busy"
-        parts.append(busy + free_in(quote))
-    return ", ".join(parts) or "its turn has not come"
-
-
-def free_in(quote: QuoteAnswer) -> str:
-    """When the first busy node is free at the latest."""
-    return "" if quote.free_in_s is None else f", free in at most {duration(max(1, quote.free_in_s))}"
-
-
-def cost_sentence(quote: QuoteAnswer, num_gpus: int, timeout_s: int, max_price_uusd: int | None, max_total_uusd: int | None) -> str:
-    """The most that the job can cost, in money, and what that rests on."""
-    prices = [offer.price_uusd_per_gpu_hour for offer in quote.offers]
-    top = max_price_uusd if max_price_uusd is not None else max(prices, default=None)
-    if top is None:
-        return f"no cap on the price: --max-price sets one; it may run {duration(timeout_s)}"
-    cap = charge_uusd(timeout_s * 1000, num_gpus, top)
-    if max_total_uusd is not None and max_total_uusd < cap:
-        return f"at most {usd(max_total_uusd)} (--max-total)"
-    basis = f"{duration(timeout_s)} on {count(max(1, num_gpus), 'GPU')} at {price(top)}"
-    if max_price_uusd is not None:
-        return f"at most {usd(cap)} ({basis})"
-    low = charge_uusd(timeout_s * 1000, num_gpus, min(prices))
-    span = usd(cap) if low == cap else f"{usd_plain(low)} to {usd(cap)}"
-    return f"at most {span} at the present offers ({basis}); --max-price sets a cap"
-
-
 def columns(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """A table for pipes and files: aligned, untruncated, no rules."""
     table = [tuple(headers), *(tuple(row) for row in rows)]
     widths = [max(len(row[column]) for row in table) for column in range(len(headers))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
-
-
-def places_sentence(quote: QuoteAnswer) -> str:
-    """How many nodes could run it, and when."""
-    nodes = count(quote.could_run, "node")
-    if quote.free_now:
-        return f"{nodes} could run it, {quote.free_now} free now"
-    return f"{nodes} could run it, none free now{free_in(quote)}"
 
 
 JOB_KEYS = (
@@ -382,3 +228,13 @@ JOB_KEYS = (
     "charged_uusd",
 )
 """Of a job as JSON, in the API and here alike."""
+
+
+def event_line(event: Json) -> str:
+    """A line of `bazaar events`: place, kind, and what it is about."""
+    told = (
+        event.get("event") if isinstance(event.get("event"), dict) else event.get("data") if isinstance(event.get("data"), dict) else event
+    )
+    about = [str(told[name]) for name in ("job_id", "node_id", "wallet", "reason") if told and told.get(name)]
+    kind = event.get("type") or (told or {}).get("type")
+    return " ".join((text(event.get("seq")).rjust(8), text(kind).ljust(20), *(printable(word) for word in about))).rstrip()

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from buyer_cli import render
+from buyer_cli import render, render_nodes
 from buyer_cli.api_reads import Api
 from buyer_cli.caller import Caller, command_flags
 from buyer_cli.complaint import USAGE, Complaint
@@ -89,7 +89,9 @@ def nodes(caller: Caller) -> None:
     if caller.as_json:
         caller.terminal.emit(found)
     else:
-        caller.terminal.table(render.NODE_HEADERS, [render.node_row(node) for node in found], empty="no node is offered at present")
+        caller.terminal.table(
+            render_nodes.NODE_HEADERS, [render_nodes.node_row(node) for node in found], empty="no node is offered at present"
+        )
 
 
 @click.command()
@@ -102,8 +104,10 @@ def node(caller: Caller, node: str) -> None:
     if caller.as_json:
         caller.terminal.emit(found)
         return
-    caller.terminal.lines(render.node_lines(found))
-    caller.terminal.table(render.CARD_HEADERS, [render.card_row(card) for card in found.get("cards") or []], empty="it has no cards")
+    caller.terminal.lines(render_nodes.node_lines(found))
+    caller.terminal.table(
+        render_nodes.CARD_HEADERS, [render_nodes.card_row(card) for card in found.get("cards") or []], empty="it has no cards"
+    )
 
 
 @click.command()
@@ -120,4 +124,6 @@ def offers(caller: Caller, conditions: tuple[str, ...]) -> None:
     if caller.as_json:
         caller.terminal.emit(found)
     else:
-        caller.terminal.table(render.NODE_HEADERS, [render.node_row(offer) for offer in found], empty="nothing on offer passes that")
+        caller.terminal.table(
+            render_nodes.NODE_HEADERS, [render_nodes.node_row(offer) for offer in found], empty="nothing on offer passes that"
+        )

@@ -7,7 +7,7 @@ from typing import Any
 import click
 import msgspec
 
-from buyer_cli import render
+from buyer_cli import render_quote
 from buyer_cli.api_reads import Api
 from buyer_cli.caller import Caller, command_flags
 from buyer_cli.placing import cost, no_place, quoted
@@ -58,9 +58,9 @@ def _json(order: JobSubmitted, answer: QuoteAnswer) -> dict[str, Any]:
 
 
 def _show(terminal: Terminal, order: JobSubmitted, answer: QuoteAnswer) -> None:
-    terminal.table(("NODES", "CONDITION", "ASKED"), render.funnel_rows(answer), empty="no node is offered at present")
+    terminal.table(("NODES", "CONDITION", "ASKED"), render_quote.funnel_rows(answer), empty="no node is offered at present")
     if answer.offers:
         terminal.data("")
-        terminal.table(render.OFFER_HEADERS, [render.offer_row(offer) for offer in answer.offers])
+        terminal.table(render_quote.OFFER_HEADERS, [render_quote.offer_row(offer) for offer in answer.offers])
         terminal.data("")
-        terminal.data(f"{render.places_sentence(answer)}; {cost(answer, order)}")
+        terminal.data(f"{render_quote.places_sentence(answer)}; {cost(answer, order)}")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from buyer_cli import render
+from buyer_cli import render, render_quote
 from events.wire import QuoteAnswer, QuoteOffer, QuoteStep
 
 NOW = 1_800_000_000_000
@@ -95,23 +95,25 @@ FAILING = QuoteAnswer(
 
 
 def test_the_condition_that_fails_is_marked() -> None:
-    assert ["", "", "  <- nobody"] == [row[2][-11:] if "<-" in row[2] else "" for row in render.funnel_rows(FAILING)]
-    assert "no node passes: vram (40 GB a card)" == render.failing_sentence(FAILING)
+    assert ["", "", "  <- nobody"] == [row[2][-11:] if "<-" in row[2] else "" for row in render_quote.funnel_rows(FAILING)]
+    assert "no node passes: vram (40 GB a card)" == render_quote.failing_sentence(FAILING)
 
 
 def test_a_wait_says_how_many_stand_before_it_and_when_a_node_is_free() -> None:
     busy = QuoteAnswer(as_of_seq=1, offers=(offer(400_000),), could_run=2, free_in_s=700, queue_position=1)
-    assert "1 job before it, 2 nodes could run it, all are busy, free in at most 11 min 40 s" == render.waiting_sentence(busy)
-    assert "the market is paused" == render.waiting_sentence(QuoteAnswer(as_of_seq=1, paused=True))
-    assert "only simulated cards would do" in render.waiting_sentence(QuoteAnswer(as_of_seq=1, failing="simulated", only_simulated=True))
+    assert "1 job before it, 2 nodes could run it, all are busy, free in at most 11 min 40 s" == render_quote.waiting_sentence(busy)
+    assert "the market is paused" == render_quote.waiting_sentence(QuoteAnswer(as_of_seq=1, paused=True))
+    assert "only simulated cards would do" in render_quote.waiting_sentence(
+        QuoteAnswer(as_of_seq=1, failing="simulated", only_simulated=True)
+    )
 
 
 def test_the_most_that_a_job_can_cost_is_said_in_money() -> None:
     quote = QuoteAnswer(as_of_seq=1, offers=(offer(200_000), offer(400_000)), could_run=2)
-    capped = render.cost_sentence(quote, 2, 1800, 300_000, None)
+    capped = render_quote.cost_sentence(quote, 2, 1800, 300_000, None)
     assert "at most 0.30 USD (30 min on 2 GPUs at 0.30 USD per GPU-hour)" == capped
-    assert render.cost_sentence(quote, 2, 1800, None, None).startswith("at most 0.20 to 0.40 USD at the present offers")
-    assert "at most 0.05 USD (--max-total)" == render.cost_sentence(quote, 2, 1800, 300_000, 50_000)
+    assert render_quote.cost_sentence(quote, 2, 1800, None, None).startswith("at most 0.20 to 0.40 USD at the present offers")
+    assert "at most 0.05 USD (--max-total)" == render_quote.cost_sentence(quote, 2, 1800, 300_000, 50_000)
 
 
 def test_tables_for_pipes_are_aligned_and_whole() -> None:

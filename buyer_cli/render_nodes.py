@@ -1,0 +1,71 @@
+"""Machines and their cards as people read them, from the API's JSON. Pure."""
+
+from __future__ import annotations
+
+from buyer_cli.render import ABSENT, Json, data_size, duration, price, size, text, usd_plain
+
+NODE_HEADERS = ("NAME", "STATE", "PRICE USD/GPU-H", "GPUS", "FREE", "MODEL", "VRAM", "ID")
+CARD_HEADERS = ("INDEX", "MODEL", "VRAM", "STATE", "USE", "TEMP", "JOB", "UUID")
+
+
+def node_state(node: Json) -> str:
+    """The state with what a buyer should know besides."""
+    word = text(node.get("state"))
+    return f"{word} (not heard of lately)" if node.get("suspect") else word
+
+
+def node_model(node: Json) -> str:
+    """The models of its cards."""
+    models = sorted({str(card.get("model")) for card in node.get("cards") or []})
+    return (text(", ".join(models)) if models else "no GPU") + (" (simulated)" if node.get("simulated") else "")
+
+
+def node_row(node: Json) -> tuple[str, ...]:
+    """A line of `bazaar nodes` and `bazaar offers`."""
+    listed = node.get("cards") or []
+    vram = size(min(int(card.get("vram_mib") or 0) for card in listed)) if listed else ABSENT
+    amount, free = usd_plain(node.get("price_uusd_per_gpu_hour")), text(node.get("gpus_free"))
+    return (
+        text(node.get("name")),
+        node_state(node),
+        amount,
+        text(node.get("num_gpus")),
+        free,
+        node_model(node),
+        vram,
+        text(node.get("id")),
+    )
+
+
+def node_lines(node: Json) -> list[tuple[str, str]]:
+    """`bazaar node`: a label and a value a line."""
+    lines = [
+        ("id", text(node.get("id"))),
+        ("name", text(node.get("name"))),
+        ("owner", text(node.get("owner"))),
+        ("state", node_state(node)),
+    ]
+    if node.get("drain_reason"):
+        lines.append(("drained for", text(node["drain_reason"])))
+    lines.append(("price", price(node.get("price_uusd_per_gpu_hour"))))
+    lines.append(("cores", f"{text(node.get('cores_free'))} of {text(node.get('cores'))} free"))
+    lines.append(
+        ("memory", f"{data_size(int(node.get('memory_free_mib') or 0) << 20)} of {data_size(int(node.get('memory_mib') or 0) << 20)} free")
+    )
+    lines += [(name, text(node.get(name))) for name in ("isolation", "accept", "tier", "default_image", "agent_version") if node.get(name)]
+    lines.append(("network", "egress, when a job asks for it" if node.get("egress") else "none"))
+    if node.get("uptime_s") is not None:
+        lines.append(("offered for", duration(node["uptime_s"])))
+    if node.get("backlog_s"):
+        lines.append(("busy for at most", duration(node["backlog_s"])))
+    if node.get("jobs"):
+        lines.append(("attempts ended", ", ".join(f"{text(number)} {text(how)}" for how, number in sorted(node["jobs"].items()))))
+    return lines
+
+
+def card_row(card: Json) -> tuple[str, ...]:
+    """A line of a node's cards."""
+    use = ABSENT if card.get("gpu_percent") is None else f"{text(card['gpu_percent'])} %"
+    warm = ABSENT if card.get("temperature_c") is None else f"{text(card['temperature_c'])} C"
+    head = (text(card.get("index")), text(card.get("model")), size(int(card.get("vram_mib") or 0)), text(card.get("state")))
+    return (*head, use, warm, text(card.get("job")), text(card.get("uuid")))

@@ -1,0 +1,93 @@
+"""Quotes as people read them: who could run a job, what it costs, why it waits. Pure."""
+
+from __future__ import annotations
+
+from buyer_cli.render import ABSENT, count, duration, price, size, text, usd, usd_plain
+from events.values import charge_uusd
+from events.wire import QuoteAnswer, QuoteOffer
+
+OFFER_HEADERS = ("NAME", "PRICE USD/GPU-H", "GPUS", "FREE", "MODEL", "VRAM", "ISOLATION", "ID")
+
+
+def offer_row(offer: QuoteOffer) -> tuple[str, ...]:
+    """A line of `bazaar quote`."""
+    model = text(offer.model) + (" (simulated)" if offer.simulated else "")
+    free = f"{offer.gpus_free}" if offer.gpus else ABSENT
+    vram = size(offer.vram_mib) if offer.gpus else ABSENT
+    return (
+        text(offer.name),
+        usd_plain(offer.price_uusd_per_gpu_hour),
+        str(offer.gpus),
+        free,
+        model,
+        vram,
+        text(offer.isolation),
+        text(offer.node_id),
+    )
+
+
+def funnel_rows(quote: QuoteAnswer) -> list[tuple[str, str, str]]:
+    """How many nodes are left after each condition; the one that fails is marked."""
+    rows = []
+    for step in quote.steps:
+        mark = "  <- nobody" if step.condition == quote.failing else ""
+        rows.append((str(step.nodes), text(step.condition), text(step.asked) + mark))
+    return rows
+
+
+def failing_sentence(quote: QuoteAnswer) -> str:
+    """Which condition no node passes."""
+    for step in quote.steps:
+        if step.condition == quote.failing:
+            return (
+                f"no node passes: {text(step.condition)} ({text(step.asked)})" if step.asked else f"no node passes: {text(step.condition)}"
+            )
+    return f"no node passes: {text(quote.failing)}"
+
+
+def waiting_sentence(quote: QuoteAnswer) -> str:
+    """Why a queued job waits, in one line."""
+    if quote.paused:
+        return "the market is paused"
+    if quote.failing is not None:
+        simulated = "; only simulated cards would do, and the job does not allow them" if quote.only_simulated else ""
+        return failing_sentence(quote) + simulated
+    parts = []
+    if quote.queue_position:
+        parts.append(f"{count(quote.queue_position, 'job')} before it")
+    if quote.free_now:
+        parts.append(f"{count(quote.free_now, 'node')} free for it")
+    elif quote.could_run:
+        busy = f"{count(quote.could_run, 'node')} could run it, {'it is' if quote.could_run == 1 else 'all are'} busy"
+        parts.append(busy + free_in(quote))
+    return ", ".join(parts) or "its turn has not come"
+
+
+def free_in(quote: QuoteAnswer) -> str:
+    """When the first busy node is free at the latest."""
+    return "" if quote.free_in_s is None else f", free in at most {duration(max(1, quote.free_in_s))}"
+
+
+def cost_sentence(quote: QuoteAnswer, num_gpus: int, timeout_s: int, max_price_uusd: int | None, max_total_uusd: int | None) -> str:
+    """The most that the job can cost, in money, and what that rests on."""
+    prices = [offer.price_uusd_per_gpu_hour for offer in quote.offers]
+    top = max_price_uusd if max_price_uusd is not None else max(prices, default=None)
+    if top is None:
+        return f"no cap on the price: --max-price sets one; it may run {duration(timeout_s)}"
+    cap = charge_uusd(timeout_s * 1000, num_gpus, top)
+    if max_total_uusd is not None and max_total_uusd < cap:
+        return f"at most {usd(max_total_uusd)} (--max-total)"
+    basis = f"{duration(timeout_s)} on {count(max(1, num_gpus), 'GPU')} at {price(top)}"
+    if max_price_uusd is not None:
+        return f"at most {usd(cap)} ({basis})"
+    low = charge_uusd(timeout_s * 1000, num_gpus, min(prices))
+    span = usd(cap) if low == cap else f"{usd_plain(low)} to {usd(cap)}"
+    return f"at most {span} at the present offers ({basis}); --max-price sets a cap"
+
+
+def places_sentence(quote: QuoteAnswer) -> str:
+    """How many nodes could run it, and when."""
+    nodes = count(quote.could_run, "node")
+    if quote.free_now:
+        return f"{nodes} could run it, {quote.free_now} free now"
+    return f"{nodes} could run it, none free now{free_in(quote)}"
