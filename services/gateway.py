@@ -98,7 +98,7 @@ class Gateway:
         except LogUnavailable as error:
             log.warning("the store is not available", why=error.why or str(error))
             return  # the client asks again
-        await self._reply(message.reply, wire.encode(answer))
+        await self._reply(message, wire.encode(answer))
 
     async def _answer(self, wallet: str, request: FilesRequest) -> FilesAnswer:
         if request.op == "have":
@@ -177,7 +177,7 @@ class Gateway:
         except LogUnavailable as error:
             log.warning("output was not recorded", job=job_id, why=error.why or str(error))
             return
-        await self._reply(message.reply, wire.encode(answer))
+        await self._reply(message, wire.encode(answer))
 
     async def _record(self, seller: str, buyer: str, job_id: str, token: str, frame: OutputFrame) -> OutputAnswer:
         def is_there(job: Job) -> bool:
@@ -210,9 +210,9 @@ class Gateway:
                 pass
         return self.market.jobs.get(job_id)
 
-    async def _reply(self, subject: str, data: bytes) -> None:
+    async def _reply(self, question: Message, data: bytes) -> None:
         try:
-            await self._connection.publish(subject, data)
+            await self._connection.respond(question, data)
         except BazaarError as error:
             log.debug("an answer was lost", why=error.why or str(error))
 

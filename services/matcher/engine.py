@@ -19,7 +19,7 @@ from services.matcher.feasibility import Scene, choose_cards, obstacle
 from services.matcher.node_index import Bucket, NodeIndex
 from services.matcher.ordered import Tally
 from services.matcher.policies import Rank, order_key, rank
-from services.matcher.price_index import ANY_PRICE
+from services.matcher.price_index import ANY_PRICE, NEVER
 from services.matcher.shapes import Placed, Shape, ShapeTable, fit
 
 FRESH_NODES_MAX = 4
@@ -79,18 +79,19 @@ class Engine:
         self._settle(now_ms)
         if self.market.paused or self._is_full():
             return None
-        if len(self._fresh) > FRESH_NODES_MAX:
-            self._spread()
         found = self._first_of_frontier(self._first_of_fresh())
         if found is None:
             return None
         placed = self._table.placed[found[1]]
-        places = [self._best_place(shape) for shape in (placed.shape, placed.private) if shape is not None]
-        node_id = min(place for place in places if place is not None)[3]
-        node = self.market.nodes[node_id]
+        place = self._best_place(placed.shape)
+        if placed.private is not None:
+            private = self._best_place(placed.private)
+            place = private if place is None or (private is not None and private < place) else place
+        assert place is not None, found
+        node = self.market.nodes[place[3]]
         cards = choose_cards(node, placed.shape.ask.requirements)
-        assert cards is not None, (found, node_id)
-        return Match(found[1], node_id, cards, node.price_uusd_per_gpu_hour)
+        assert cards is not None, (found, place)
+        return Match(found[1], place[3], cards, node.price_uusd_per_gpu_hour)
 
     def _rebuild(self) -> None:
         market = self.market
@@ -159,6 +160,8 @@ class Engine:
             created, index.created = index.created, []
             for bucket in created:
                 self._introduce(bucket)
+        if len(fresh) > FRESH_NODES_MAX:
+            self._spread()
 
     def _introduce(self, bucket: Bucket) -> None:
         """Find out which shapes of jobs fit a bucket that is new, or whose organisation has changed."""
@@ -208,7 +211,8 @@ class Engine:
         price = job.max_price_uusd_per_gpu_hour
         placed = Placed(order_key(job, self._policy, self.market), shape, private)
         table.put(job_id, placed, ANY_PRICE if price is None else price)
-        self._fresh = dict.fromkeys(self._fresh)
+        for node_id in self._fresh:
+            self._fresh[node_id] = None
         self._push(shape, placed.key)
         if private is not None:
             self._push(private, placed.key)
@@ -291,16 +295,13 @@ class Engine:
         bucket = row.bucket
         if bucket is None:
             return None
-        best, price, (cores, memory_mib) = None, row.key[0], row.room
+        best, before, price, (cores, memory_mib) = None, NEVER, row.key[0], row.room
         self._tally.touched += len(bucket.shapes)
         for shape in bucket.shapes:
-            jobs = shape.jobs
-            if not jobs.size or (best is not None and jobs.root.keys[0] >= best[0]):
-                continue
-            if shape.cores <= cores and shape.memory_mib <= memory_mib and node_id not in shape.avoid:
-                found = jobs.first(price)
-                if found is not None and (best is None or found < best):
-                    best = found
+            if shape.cores <= cores and shape.memory_mib <= memory_mib and (not shape.avoid or node_id not in shape.avoid):
+                found = shape.jobs.first(price, before)
+                if found is not None:
+                    best, before = found, found[0]
         return best
 
     def _first_of_frontier(self, best: Found | None) -> Found | None:
@@ -332,18 +333,20 @@ class Engine:
         """The best node for jobs of this shape, whatever they pay."""
         if shape.target is not None:
             return self._target_place(shape)
-        best = None
+        best, most = None, ANY_PRICE
         buckets = self._nodes.open
         self._tally.touched += len(buckets)
-        for bucket in buckets:
+        for bucket, price in buckets.items():
+            if price > most:
+                continue
             how = bucket.shapes.get(shape)
-            if how is None or (best is not None and bucket.nodes.root.keys[0][0] > best[0]):
+            if how is None:
                 continue
             key = bucket.nodes.first(shape.cores, shape.memory_mib, shape.avoid)
-            if key is not None:
+            if key is not None and key[0] <= most:
                 place = rank(key[0], how[0], how[1], key[1])
                 if best is None or place < best:
-                    best = place
+                    best, most = place, key[0]
         return best
 
     def _target_place(self, shape: Shape) -> Rank | None:

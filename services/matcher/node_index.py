@@ -38,6 +38,16 @@ class NodesByPrice(Ordered[NodeKey, Room]):
         """The most cores and the most memory; one node need not have both."""
         return max([room[0] for room in amounts]), max([room[1] for room in amounts])
 
+    @staticmethod
+    def more(one: Room, other: Room) -> Room:
+        """The same of two."""
+        return max(one[0], other[0]), max(one[1], other[1])
+
+    @staticmethod
+    def reaches(amount: Room, most: Room) -> bool:
+        """Whether this node may be the one with the most of either."""
+        return amount[0] >= most[0] or amount[1] >= most[1]
+
     def first(self, cores: int, memory_mib: int, avoid: Container[NodeId]) -> NodeKey | None:
         """The cheapest node with that much room that is not to be avoided."""
         return self._search(self.root, cores, memory_mib, avoid)
@@ -119,8 +129,8 @@ class NodeIndex:
         self.tally = tally
         self.rows: dict[NodeId, Row] = {}
         self.buckets: dict[Hashable, Bucket] = {}
-        self.open: dict[Bucket, None] = {}
-        """Buckets with a node in them."""
+        self.open: dict[Bucket, int] = {}
+        """Buckets with a node in them, each with a price that none of its nodes is below."""
         self.created: list[Bucket] = []
         """New buckets that nobody has taken note of yet."""
         self.labels_asked: set[Label] = set()
@@ -155,7 +165,7 @@ class NodeIndex:
         self._leave(row)
         row.bucket, row.key, row.room = bucket, key, room
         bucket.nodes.add(key, room, node_id)
-        self.open[bucket] = None
+        self.open[bucket] = bucket.nodes.root.keys[0][0]
         return improved
 
     def ask_labels(self, labels: Iterable[Label]) -> list[NodeId]:
@@ -174,7 +184,9 @@ class NodeIndex:
         if bucket is None:
             return
         bucket.nodes.remove(row.key)
-        if not bucket.nodes.size:
+        if bucket.nodes.size:
+            self.open[bucket] = bucket.nodes.root.keys[0][0]
+        else:
             del self.open[bucket]
         row.bucket = None
 

@@ -56,6 +56,16 @@ class Ordered(Generic[K, A]):
         """The most of several amounts."""
         raise NotImplementedError
 
+    @staticmethod
+    def more(one: A, other: A) -> A:
+        """The most of two."""
+        raise NotImplementedError
+
+    @staticmethod
+    def reaches(amount: A, most: A) -> bool:
+        """Whether without this amount, `most` may no longer be reached."""
+        raise NotImplementedError
+
     def low(self) -> K | None:
         """A key that is not above the first row's; None when there is no row."""
         return self.root.keys[0] if self.size else None
@@ -72,7 +82,7 @@ class Ordered(Generic[K, A]):
         self.size += 1
         for parent, at in reversed(path):
             was = parent.amounts[at]
-            now = self.most([was, amount])
+            now = self.more(was, amount)
             if now == was:
                 break
             parent.amounts[at] = now
@@ -85,6 +95,7 @@ class Ordered(Generic[K, A]):
         path, block = self._descend(key)
         index = bisect_left(block.keys, key)
         assert block.keys[index] == key, key
+        gone = block.amounts[index]
         del block.keys[index], block.amounts[index], block.items[index]
         block.most_so_far = None
         self.size -= 1
@@ -92,6 +103,8 @@ class Ordered(Generic[K, A]):
             if len(block.keys) < BLOCK_ROWS_LOW and self._join(parent, at):
                 block = parent
                 continue
+            if not self.reaches(gone, parent.amounts[at]):
+                return
             now = self.most(block.amounts)
             if now == parent.amounts[at]:
                 return

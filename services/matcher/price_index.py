@@ -13,6 +13,8 @@ from services.matcher.ordered import Ordered
 
 ANY_PRICE = 10**18
 """What a job without a maximum would pay: more than any price."""
+NEVER = 1 << 200
+"""Above every order key."""
 
 
 class PriceIndex(Ordered[int, int]):
@@ -25,12 +27,18 @@ class PriceIndex(Ordered[int, int]):
         """The highest price."""
         return max(amounts)
 
-    def top(self) -> int:
-        """The most that any of them pays; -1 when there is none."""
-        return max(self.root.amounts, default=-1)
+    @staticmethod
+    def more(one: int, other: int) -> int:
+        """The higher price."""
+        return one if one >= other else other
 
-    def first(self, price: int) -> tuple[int, JobId] | None:
-        """The first job that pays this price: its key and id."""
+    @staticmethod
+    def reaches(amount: int, most: int) -> bool:
+        """Whether this may be the highest price."""
+        return amount >= most
+
+    def first(self, price: int, before: int = NEVER) -> tuple[int, JobId] | None:
+        """The first job that pays this price, if its key is below `before`: its key and id."""
         block, tally = self.root, self.tally
         while True:
             tally.touched += 1
@@ -41,6 +49,9 @@ class PriceIndex(Ordered[int, int]):
             at = bisect_left(so_far, price)
             if at == len(so_far):
                 return None
+            key = block.keys[at]
+            if key >= before:
+                return None
             if block.leaf:
-                return block.keys[at], block.items[at]
+                return key, block.items[at]
             block = block.items[at]

@@ -101,7 +101,7 @@ class Matcher:
         self._standby = standby
         self._clock = PageClock()
         self._arrivals: list[tuple[Arrival, int]] = []
-        self._beats: list[BeatArrival] = []
+        self._beats: list[tuple[BeatArrival, Message]] = []
         self._questions: list[tuple[Callable[[Message], bytes], Message]] = []
         """Asked of the fold; answered after the append, so that nobody is told what is not durable."""
         self._purging: asyncio.Task[None] | None = None
@@ -242,16 +242,18 @@ class Matcher:
     async def _turn(self) -> None:
         assert self.memory is not None and self.intake is not None
         taken, self._arrivals = self._arrivals[:ARRIVALS_MAX], self._arrivals[ARRIVALS_MAX:]
-        beats: list[BeatArrival] = []
-        if self._beats and time.monotonic() - self._verified_s < VERIFIED_FOR_S:
-            beats, self._beats = self._beats, []
-        closed, told = turn(self.market, [arrival for arrival, _ in taken], beats, self._now_ms(), self.memory)
+        beats, self._beats = self._beats, []
+        if beats and time.monotonic() - self._verified_s > VERIFIED_FOR_S and not await self._verify():
+            beats = []  # it may have been replaced: their nodes ask again
+        heard = [beat for beat, _ in beats]
+        closed, told = turn(self.market, [arrival for arrival, _ in taken], heard, self._now_ms(), self.memory)
         await self._append(closed)
         await self._tell(closed, told)
+        await self._respond([question for _, question in beats], [wire.encode(answer) for answer in told.beats])
         await self._answer_questions()
         if taken:
             self._purge(taken[-1][1])
-        self._pass_on(beats)
+        await self._pass_on(heard)
 
     def _purge(self, seq: int) -> None:
         """Throw away what is durable now, beside the next turn."""
@@ -272,9 +274,7 @@ class Matcher:
 
     async def _answer_questions(self) -> None:
         asked, self._questions = self._questions, []
-        for answer, message in asked:
-            with suppress(MarketUnreachable):
-                await self._connection.publish(message.reply, answer(message))
+        await self._respond([message for _, message in asked], [answer(message) for answer, message in asked])
 
     async def _append(self, closed: list[Closed]) -> None:
         """Make the pages durable, in order. What fails here for certain makes the market in memory worthless."""
@@ -311,19 +311,18 @@ class Matcher:
                     await connection.publish(live(wallet, self._live_token(wallet)), wire.encode(frame))
             for wallet, frame in told.frames:
                 await connection.publish(live(wallet, self._live_token(wallet)), wire.encode(frame))
-            for reply, answer in told.beats:
-                await connection.publish(reply, wire.encode(answer))
 
-    def _pass_on(self, beats: list[BeatArrival]) -> None:
+    async def _respond(self, questions: list[Message], answered: list[bytes]) -> None:
+        with suppress(MarketUnreachable):
+            for question, answer in zip(questions, answered, strict=True):
+                await self._connection.respond(question, answer)
+
+    async def _pass_on(self, beats: list[BeatArrival]) -> None:
         """Telemetry for the read model, inside the market's own account."""
-        for arrival in beats:
-            view = wire.BeatView(beat=arrival.beat, wallet=arrival.wallet, time_ms=self.market.time_ms)
-            self._spawn(self._connection.publish(f"beats.{arrival.beat.node_id}", wire.encode(view)))
-
-    def _spawn(self, publishing: object) -> None:
-        if asyncio.iscoroutine(publishing):
-            task = asyncio.ensure_future(publishing)
-            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        with suppress(MarketUnreachable):
+            for arrival in beats:
+                view = wire.BeatView(beat=arrival.beat, wallet=arrival.wallet, time_ms=self.market.time_ms)
+                await self._connection.publish(f"beats.{arrival.beat.node_id}", wire.encode(view))
 
     def _live_token(self, wallet: str) -> str:
         token = self._tokens.get(wallet)
@@ -332,21 +331,27 @@ class Matcher:
         return token
 
     async def _tick(self) -> None:
-        """Say where the ledger stands, and make sure that it still ends where this matcher thinks."""
-        try:
-            head = await self._ledger.head()
-        except LogUnavailable as error:
-            log.warning("the ledger does not answer", why=error.why or str(error))
+        """Say where the ledger stands, once that is known."""
+        if not await self._verify():
             return
-        if head.position != self.market.pages:
-            raise AppendConflict
-        self._verified_s = time.monotonic()
         tick = wire.Tick(seq=self.market.last_seq, page_hash=self.market.page_hash, time_ms=self._now_ms())
         with suppress(MarketUnreachable):
             await self._connection.publish(LIVE_MARKET, wire.encode(tick), headers={"Matcher": self._instance})
         at_s, seq = self._snapshot_at
         if time.monotonic() - at_s > SNAPSHOT_EVERY_S and self.market.last_seq > seq:
             self._save_snapshot()
+
+    async def _verify(self) -> bool:
+        """Whether the ledger still ends where this matcher thinks; False when it does not answer. Raises AppendConflict."""
+        try:
+            head = await self._ledger.head()
+        except LogUnavailable as error:
+            log.warning("the ledger does not answer", why=error.why or str(error))
+            return False
+        if head.position != self.market.pages:
+            raise AppendConflict
+        self._verified_s = time.monotonic()
+        return True
 
     def _save_snapshot(self) -> None:
         if self._snapshot_file is None or not self._created or not self.market.market_id:
@@ -372,7 +377,7 @@ class Matcher:
             return
         with suppress(Malformed):
             beat = wire.decode(message.data, wire.Beat)
-            self._beats.append(BeatArrival(wallet, beat, message.reply))
+            self._beats.append((BeatArrival(wallet, beat), message))
             self._wake.set()
 
     def _on_tick(self, message: Message) -> None:

@@ -63,6 +63,8 @@ def fit(shape: Shape, bucket: Bucket, scene: Scene) -> tuple[int, int] | None:
     """(cards left free, VRAM taken) when jobs of this shape, room aside, fit the bucket's nodes now, else None."""
     if shape.target is not None or (shape.ask.buyer is None) != (bucket.door is None):
         return None
+    if shape.ask.requirements.num_gpus > len(bucket.free):
+        return None
     if obstacle(shape.ask, bucket.example, scene, TERMS) is not None:
         return None
     chosen = choose(bucket.free, shape.ask.requirements)

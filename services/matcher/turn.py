@@ -21,19 +21,18 @@ ARRIVALS_MAX = 256
 
 
 class BeatArrival(NamedTuple):
-    """A heartbeat; `reply` is where its answer goes, and means nothing here."""
+    """A heartbeat. The broker has proved the wallet."""
 
     wallet: str
     beat: Beat
-    reply: str
 
 
 class Answers(NamedTuple):
     """What is told besides the pages: answers to messages that left no trace, and to heartbeats."""
 
     frames: list[tuple[str, LiveFrame]]
-    beats: list[tuple[str, BeatAnswer]]
-    """(reply subject, answer)."""
+    beats: list[BeatAnswer]
+    """In the order of the heartbeats."""
 
 
 def turn(market: Market, arrivals: list[Arrival], beats: list[BeatArrival], now_ms: int, memory: Memory) -> tuple[list[Closed], Answers]:
@@ -46,7 +45,7 @@ def turn(market: Market, arrivals: list[Arrival], beats: list[BeatArrival], now_
     _match(draft)
     # 4. Account: with payments `none` every bill is a fold of its job; holds and captures will be put down here.
     draft.close()
-    answers = [(beat.reply, _answer(market, renewed, beat)) for beat, renewed in heard]
+    answers = [_answer(market, renewed, beat) for beat, renewed in heard]
     return draft.closed, Answers(draft.loose_frames(), answers)
 
 

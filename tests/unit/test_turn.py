@@ -116,7 +116,7 @@ class World:
         assert {} == follower.void
         return []
 
-    def turn(self, *arrivals: Arrival, after_ms: int = 1, beats: tuple[BeatArrival, ...] = ()) -> list[tuple[str, BeatAnswer]]:
+    def turn(self, *arrivals: Arrival, after_ms: int = 1, beats: tuple[BeatArrival, ...] = ()) -> list[BeatAnswer]:
         """One turn, `after_ms` later."""
         self.now_ms += after_ms
         closed, told = turn(self.market, list(arrivals), list(beats), self.now_ms, self.memory)
@@ -369,8 +369,8 @@ def test_a_match_that_is_not_claimed_goes_back_to_the_queue_and_not_to_the_same_
 def beat(trade: Trade, *epochs: int, after_ms: int, boot: str = "boot") -> BeatAnswer:
     name = node_id(trade.seller.wallet, "node")
     leases = tuple(BeatLease(job_id("job"), 1, epoch) for epoch in epochs)
-    arrival = BeatArrival(trade.seller.wallet, Beat(node_id=name, boot=boot, leases=leases), "reply")
-    return trade.world.turn(after_ms=after_ms, beats=(arrival,))[0][1]
+    arrival = BeatArrival(trade.seller.wallet, Beat(node_id=name, boot=boot, leases=leases))
+    return trade.world.turn(after_ms=after_ms, beats=(arrival,))[0]
 
 
 def test_a_lease_that_is_renewed_lives_on_and_one_that_is_not_expires_after_180_s(trade: Trade) -> None:
