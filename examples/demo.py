@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -55,10 +56,9 @@ def run(command: str, env: dict[str, str], expected: int = 0) -> None:
 def has_cards(env: dict[str, str]) -> bool:
     """Whether this machine has GPUs of its own to offer."""
     found = subprocess.run(["bazaar-seller", "gpus", "--json"], env=env, capture_output=True, text=True, timeout=60)
-    try:
-        return found.returncode == 0 and bool(json.loads(found.stdout))
-    except ValueError:
-        return False
+    if found.returncode != 0:
+        raise DemoFailed(f"`bazaar-seller gpus` ended with {found.returncode}: {found.stderr}")
+    return bool(json.loads(found.stdout)["cards"])
 
 
 def start_market(home: Path, env: dict[str, str]) -> subprocess.Popen[bytes]:
@@ -72,7 +72,8 @@ def start_market(home: Path, env: dict[str, str]) -> subprocess.Popen[bytes]:
     deadline = time.monotonic() + START_LIMIT_S
     while not (home / "market" / "endpoints.json").exists() or not has_nodes(env):
         if market.poll() is not None or time.monotonic() > deadline:
-            stop_market(market)
+            with suppress(DemoFailed):
+                stop_market(market)
             raise DemoFailed(f"the market did not start:\n{(home / 'up.log').read_text(errors='replace')[-3000:]}")
         time.sleep(0.1)
     return market
