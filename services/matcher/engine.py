@@ -75,7 +75,7 @@ class Engine:
         return self._timers[0][0] if self._timers else None
 
     def next_match(self, now_ms: int) -> Match | None:
-        """The next decision, or None when no queued job fits any free node. The caller folds it and touches job and node, then asks again."""
+        """The next decision, or None when no queued job fits any free node. The caller folds it, touches job and node, and asks again."""
         self._settle(now_ms)
         if self.market.paused or self._is_full():
             return None
@@ -106,6 +106,8 @@ class Engine:
         """Heap of (bound, number of the shape, shape); an entry counts while its bound is the shape's own."""
         self._fresh: dict[NodeId, Found | None] = {}
         """Nodes, each with its first job if that is known."""
+        self._seen: tuple[Shape | None, Rank | None] = (None, None)
+        """The last shape that a place was looked for, and the place; good until something changes."""
         self._timers: list[tuple[int, str]] = []
         self._due: dict[str, int] = {}
         self._touched_jobs: dict[JobId, None] = {job_id: None for job_id, job in market.jobs.items() if job.state is QUEUED}
@@ -132,6 +134,7 @@ class Engine:
             if self._due.get(name) == due_ms:
                 del self._due[name]
             (self._touched_nodes if name in self.market.nodes else self._touched_jobs)[name] = None
+        self._seen = (None, None)
         if self._touched_nodes:
             touched_nodes, self._touched_nodes = self._touched_nodes, {}
             self._settle_nodes(touched_nodes)
@@ -236,7 +239,7 @@ class Engine:
         return shape
 
     def _sweep(self) -> None:
-        """Forget shapes without a job when they have become many; and when labels that nobody asks for any more split the nodes, begin anew."""
+        """Forget shapes without a job when they have become many; begin anew when labels that nobody asks for any more split the nodes."""
         idle = self._table.sweep()
         if idle:
             for bucket in self._nodes.buckets.values():
@@ -331,8 +334,13 @@ class Engine:
 
     def _best_place(self, shape: Shape) -> Rank | None:
         """The best node for jobs of this shape, whatever they pay."""
-        if shape.target is not None:
-            return self._target_place(shape)
+        if shape is self._seen[0]:
+            return self._seen[1]
+        place = self._look_for_place(shape) if shape.target is None else self._target_place(shape)
+        self._seen = (shape, place)
+        return place
+
+    def _look_for_place(self, shape: Shape) -> Rank | None:
         best, most = None, ANY_PRICE
         buckets = self._nodes.open
         self._tally.touched += len(buckets)

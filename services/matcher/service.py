@@ -11,7 +11,6 @@ import hashlib
 import hmac
 import os
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,22 +21,22 @@ from nacl.signing import SigningKey
 from events import wire
 from events.codec import Malformed
 from events.connection import Connection
-from events.errors import AppendConflict, LogUnavailable, MarketUnreachable
+from events.errors import AppendConflict, BazaarError, LogUnavailable, MarketUnreachable
 from events.fact import Event
 from events.log import Log
 from events.market import MarketCreated, MatcherStarted
 from events.nats_client import Message
 from events.page import encode_page
-from events.streams import Intake, ensure_streams
+from events.streams import ensure_streams
 from events.subjects import LIVE_MARKET, live
 from projections import snapshot
 from projections.market import Market
 from services.follower import restore
 from services.matcher import answers
-from services.matcher.admission import Arrival
+from services.matcher.desk import Desk
 from services.matcher.draft import Closed, Draft
 from services.matcher.memory import Memory
-from services.matcher.turn import ARRIVALS_MAX, Answers, BeatArrival, turn
+from services.matcher.turn import Answers, BeatArrival, turn
 
 log = structlog.get_logger("matcher")
 
@@ -50,8 +49,10 @@ CLOCK_BEHIND_MS_MAX = 2000
 SNAPSHOT_EVERY_S = 60.0
 
 
-class ClockBehind(Exception):
-    """This machine's clock is behind the ledger: time in the ledger would run backwards."""
+class ClockBehind(BazaarError):
+    """Time in the ledger would run backwards."""
+
+    what = "This machine's clock is behind the ledger."
 
 
 class PageClock:
@@ -100,15 +101,11 @@ class Matcher:
         self._version = version
         self._standby = standby
         self._clock = PageClock()
-        self._arrivals: list[tuple[Arrival, int]] = []
-        self._beats: list[tuple[BeatArrival, Message]] = []
-        self._questions: list[tuple[Callable[[Message], bytes], Message]] = []
-        """Asked of the fold; answered after the append, so that nobody is told what is not durable."""
+        self._desk = Desk(connection)
         self._purging: asyncio.Task[None] | None = None
         self._purge_seq = 0
-        self._wake = asyncio.Event()
         self._stopping = False
-        self._leading = False
+        self._durable_pages = 0
         self._verified_s = 0.0
         self._heard_leader_s = 0.0
         self._tokens: dict[str, str] = {}
@@ -116,7 +113,6 @@ class Matcher:
         self._snapshot_at = (0.0, 0)
         self.market = Market()
         self.memory: Memory | None = None
-        self.intake: Intake | None = None
         self.ready = asyncio.Event()
         """Set once this matcher leads and answers."""
 
@@ -138,30 +134,26 @@ class Matcher:
                 log.warning("the ledger is not available", why=error.why or str(error))
                 await asyncio.sleep(0.2)
             finally:
-                self._leading = False
+                self._desk.is_open = False
                 self.ready.clear()
         self._save_snapshot()
 
     def stop(self) -> None:
         """End after the present turn."""
         self._stopping = True
-        self._wake.set()
+        self._desk.wake()
 
     async def _listen(self) -> None:
         connection = self._connection
-        self.intake = Intake(connection, self._on_intake)
         connection.on_up(self._on_up)
-        await connection.subscribe("rpc.hello.*", self._on_hello)
-        await connection.subscribe("rpc.sync.*", self._on_sync)
-        await connection.subscribe("rpc.beat.*", self._on_beat)
-        await connection.subscribe("market.digest", self._on_digest)
+        await self._desk.listen({"rpc.hello.*": self._hello, "rpc.sync.*": self._sync, "market.digest": self._digest})
         await connection.subscribe(LIVE_MARKET, self._on_tick)
 
     async def _on_up(self) -> None:
         """After every connect: a broker that was restarted has lost the memory stream of the intake."""
         await ensure_streams(self._connection)
-        if self._leading and self.intake is not None:
-            await self.intake.start()
+        if self._desk.is_open:
+            await self._desk.intake.start()
 
     async def _stand_by(self) -> None:
         """Keep folding, and return when the leader has been silent for long enough."""
@@ -178,18 +170,17 @@ class Matcher:
         began = time.monotonic()
         await follower.catch_up(self._ledger)
         self.market = follower.market
+        self._durable_pages = self.market.pages
         log.info("ledger folded", how=how, seq=self.market.last_seq, pages=self.market.pages, s=round(time.monotonic() - began, 2))
         if follower.void:
             log.error("the ledger holds events without effect", void=follower.void)
         behind_ms = self.market.time_ms - self._clock.now_ms()
         if behind_ms > CLOCK_BEHIND_MS_MAX:
-            raise ClockBehind(f"The clock is {behind_ms} ms behind the last page of the ledger: set it, then start again.")
+            raise ClockBehind(why=f"It is {behind_ms} ms behind the last page.", hint="Set the clock, then start again.")
         await self._begin()
-        assert self.intake is not None
-        self._arrivals.clear()
-        self._beats.clear()
-        await self.intake.start()
-        self._leading = True
+        self._desk.clear()
+        await self._desk.intake.start()
+        self._desk.is_open = True
         self.ready.set()
         log.info("leading", seq=self.market.last_seq)
         await self._turns()
@@ -222,27 +213,22 @@ class Matcher:
             if time.monotonic() >= next_tick_s:
                 await self._tick()
                 next_tick_s = time.monotonic() + TICK_S
-            if not self._arrivals and not self._beats and not self._questions:
-                await self._sleep(next_tick_s)
+            if self._desk.is_empty:
+                await self._desk.wait(self._patience_s(next_tick_s))
             await self._turn()
 
-    async def _sleep(self, until_s: float) -> None:
-        """Until something arrives, something is due, or it is time to tick."""
+    def _patience_s(self, until_s: float) -> float:
+        """Until something is due, or it is time to tick."""
         assert self.memory is not None
-        self._wake.clear()
-        if self._arrivals or self._beats or self._questions or self._stopping:
-            return
         wait_s = until_s - time.monotonic()
         due_ms = self.memory.next_wakeup_ms()
         if due_ms is not None:
             wait_s = min(wait_s, (due_ms - self._now_ms()) / 1000)
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), max(0.0, wait_s) + 0.0005)
+        return max(0.0, wait_s) + 0.0005
 
     async def _turn(self) -> None:
-        assert self.memory is not None and self.intake is not None
-        taken, self._arrivals = self._arrivals[:ARRIVALS_MAX], self._arrivals[ARRIVALS_MAX:]
-        beats, self._beats = self._beats, []
+        assert self.memory is not None
+        taken, beats = self._desk.take_arrivals(), self._desk.take_beats()
         if beats and time.monotonic() - self._verified_s > VERIFIED_FOR_S and not await self._verify():
             beats = []  # it may have been replaced: their nodes ask again
         heard = [beat for beat, _ in beats]
@@ -262,18 +248,17 @@ class Matcher:
             self._purging = asyncio.create_task(self._purge_on())
 
     async def _purge_on(self) -> None:
-        assert self.intake is not None
         done = 0
         while done < self._purge_seq:
             done = self._purge_seq
             try:
-                await self.intake.purge_to(done)
+                await self._desk.intake.purge_to(done)
             except (MarketUnreachable, LogUnavailable) as error:
                 log.warning("the intake was not purged", why=error.why or str(error))
                 return
 
     async def _answer_questions(self) -> None:
-        asked, self._questions = self._questions, []
+        asked = self._desk.take_questions()
         await self._respond([message for _, message in asked], [answer(message) for answer, message in asked])
 
     async def _append(self, closed: list[Closed]) -> None:
@@ -286,6 +271,7 @@ class Matcher:
             except LogUnavailable:
                 await self._append_again(data, position)
             position += 1
+            self._durable_pages = position
             self._verified_s = time.monotonic()
 
     async def _append_again(self, data: bytes, position: int) -> None:
@@ -356,6 +342,8 @@ class Matcher:
     def _save_snapshot(self) -> None:
         if self._snapshot_file is None or not self._created or not self.market.market_id:
             return
+        if self.market.pages != self._durable_pages:
+            return  # it holds a turn that nobody knows to be durable
         temporary = self._snapshot_file.with_suffix(".new")
         temporary.write_bytes(snapshot.take(self.market, self._created))
         os.replace(temporary, self._snapshot_file)
@@ -365,43 +353,11 @@ class Matcher:
     def _instance(self) -> str:
         return f"{os.getpid()}.{id(self)}"
 
-    # --- what arrives ---
-
-    def _on_intake(self, seq: int, subject: str, data: bytes) -> None:
-        self._arrivals.append((Arrival(subject.partition(".")[2], data), seq))
-        self._wake.set()
-
-    def _on_beat(self, message: Message) -> None:
-        wallet = message.subject.rpartition(".")[2]
-        if not self._leading or not message.reply:
-            return
-        with suppress(Malformed):
-            beat = wire.decode(message.data, wire.Beat)
-            self._beats.append((BeatArrival(wallet, beat), message))
-            self._wake.set()
+    # --- what is asked ---
 
     def _on_tick(self, message: Message) -> None:
         if (message.headers or {}).get("Matcher") != self._instance:
             self._heard_leader_s = time.monotonic()
-
-    def _ask(self, answer: Callable[[Message], bytes], message: Message) -> None:
-        """Queue a question for after the next append.
-
-        Where the answer goes cannot be seen here: a question of a wallet comes through the account's import, which names its own reply.
-        So no answer holds bytes that the asker chose, and feeds are named by a token that it does not know.
-        """
-        if self._leading and message.reply:
-            self._questions.append((answer, message))
-            self._wake.set()
-
-    def _on_hello(self, message: Message) -> None:
-        self._ask(self._hello, message)
-
-    def _on_sync(self, message: Message) -> None:
-        self._ask(self._sync, message)
-
-    def _on_digest(self, message: Message) -> None:
-        self._ask(self._digest, message)
 
     def _hello(self, message: Message) -> bytes:
         market = self.market
