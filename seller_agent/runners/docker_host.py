@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from seller_agent.runners import guard
+from seller_agent.runners import guard_files
 
 
 def container_pid(inspected: Mapping[str, Any]) -> int | None:
@@ -30,10 +30,10 @@ def daemon_started_unix_ms(socket_path: str) -> int | None:
             connection.connect(socket_path)
             pid, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
         if pid and Path(f"/proc/{pid}/comm").read_text().strip() == "dockerd":
-            ticks = guard.process_start_ticks(pid)
+            ticks = guard_files.process_start_ticks(pid)
             if ticks is not None:
                 started_boot_ms = ticks * 1000 // os.sysconf("SC_CLK_TCK")
-                return guard.unix_ms() - (guard.boot_ms() - started_boot_ms)
+                return guard_files.unix_ms() - (guard_files.boot_ms() - started_boot_ms)
         return Path("/var/run/docker.pid").stat().st_mtime_ns // 1_000_000
     except OSError:
         return None

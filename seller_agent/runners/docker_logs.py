@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 
-from seller_agent.runners.guard import read_json, write_json
+from seller_agent.runners.guard_files import read_json, write_json
 
 HEADER_BYTES = 8
 CHUNK_BYTES = 1 << 18

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from seller_agent.runners.guard import StopRecord
+from seller_agent.runners.guard_files import StopRecord
 from seller_agent.runners.runner import RunKey, RunState, RunStatus, StopReason
 
 AROUND_RESTART_MS = 60_000

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from seller_agent.runners.guard import DEADLINE_LABEL, HOME_LABEL
+from seller_agent.runners.guard_files import DEADLINE_LABEL, HOME_LABEL
 from seller_agent.runners.runner import RunCard, RunKey, RunSpec
 
 JOB_PATH = "/job"

@@ -13,7 +13,7 @@ from typing import TypeVar
 import msgspec
 
 from seller_agent.runners.docker_outcome import RunRecord
-from seller_agent.runners.guard import write_json
+from seller_agent.runners.guard_files import write_json
 from seller_agent.runners.runner import RunStatus
 
 T = TypeVar("T")

@@ -17,14 +17,14 @@ from typing import Any, Protocol
 import msgspec
 
 from seller_agent.runners import docker_profile as profile
-from seller_agent.runners import guard
+from seller_agent.runners import guard_files
 from seller_agent.runners.docker_host import container_pid, daemon_started_unix_ms
 from seller_agent.runners.docker_images import pull
 from seller_agent.runners.docker_logs import EngineStream, Follower, LogSink, StreamFailed, logs_target
 from seller_agent.runners.docker_outcome import RunRecord, Sight, parse_time_ms, status_of, vanished
 from seller_agent.runners.docker_profile import Host
 from seller_agent.runners.docker_records import open_folders, read_exit, read_record, read_tail, write_exit, write_record
-from seller_agent.runners.guard import StopRecord, Watch
+from seller_agent.runners.guard_files import StopRecord, Watch
 from seller_agent.runners.guard_start import ensure_guard
 from seller_agent.runners.runner import RunKey, RunnerError, RunSpec, RunState, RunStatus, StopReason
 
@@ -90,7 +90,7 @@ class Runs:
         self._node_id = node_id
         self._egress_network = egress_network
         self._watch_lock = threading.Lock()
-        self._boot = guard.boot_id()
+        self._boot = guard_files.boot_id()
         self._host: Host | None = None
         self._host_asked_ms = 0
 
@@ -98,7 +98,7 @@ class Runs:
 
     def host(self, *, afresh: bool = True) -> Host:
         """The daemon and its machine; an answer of the last minute will do when not `afresh`."""
-        now = guard.boot_ms()
+        now = guard_files.boot_ms()
         if afresh or self._host is None or now - self._host_asked_ms > HOST_FRESH_MS:
             self._host, self._host_asked_ms = Host.from_info(self._engine.info()), now
         return self._host
@@ -144,13 +144,13 @@ class Runs:
             raise RunnerError("image_refused", f"The image declares {len(volumes)} volumes, more than {profile.MAX_IMAGE_VOLUMES}.")
         name = profile.container_name(spec.key)
         table = profile.controls(spec, host, volumes, self._network(spec))
-        marks = profile.labels(spec, home=self._home, node=self._node_id, created_unix_ms=guard.unix_ms())
+        marks = profile.labels(spec, home=self._home, node=self._node_id, created_unix_ms=guard_files.unix_ms())
         created = self._engine.create(name, profile.create_body(spec, host, table, marks))
         inspected = self._engine.inspect(name)
         if inspected is None:
             raise RunnerError("container_error", f"{name} vanished as soon as it was created.")
         found = inspected["Config"].get("Labels") or {}
-        if profile.key_of(found) != spec.key or found.get(guard.HOME_LABEL) != self._home:
+        if profile.key_of(found) != spec.key or found.get(guard_files.HOME_LABEL) != self._home:
             raise RunnerError("container_error", f"Another agent on this Docker already has a container {name}.")
         missing = profile.missing_controls(inspected, table)
         if missing and (created or inspected["State"]["Status"] == "created"):
@@ -175,9 +175,9 @@ class Runs:
         status = self._status(record, inspected["State"])
         if status.state is not RunState.PREPARED:
             return status
-        now = guard.boot_ms()
+        now = guard_files.boot_ms()
         watch = self._change_watch(record)
-        if now >= watch.lease_until_boot_ms - guard.KILL_MARGIN_MS:
+        if now >= watch.lease_until_boot_ms - guard_files.KILL_MARGIN_MS:
             self._say_stop(record, StopReason.LEASE, 0)
             return self._status(record, inspected["State"])
         record = msgspec.structs.replace(record, starting_boot_ms=now, boot_id=self._boot)
@@ -187,7 +187,7 @@ class Runs:
         self._engine.start(name)
         inspected = self._engine.inspect(name)
         if inspected is None:
-            return vanished(record, guard.read_stop(spec.folder))
+            return vanished(record, guard_files.read_stop(spec.folder))
         return self._status(self._note_started(record, inspected), inspected["State"])
 
     def _note_started(self, record: RunRecord, inspected: Inspection) -> RunRecord:
@@ -196,8 +196,8 @@ class Runs:
         started_unix = parse_time_ms(state.get("StartedAt"))
         if started_unix is None or record.starting_boot_ms is None:
             return record
-        now = guard.boot_ms()
-        started_boot = min(now, max(record.starting_boot_ms, now - (guard.unix_ms() - started_unix)))
+        now = guard_files.boot_ms()
+        started_boot = min(now, max(record.starting_boot_ms, now - (guard_files.unix_ms() - started_unix)))
         record = msgspec.structs.replace(record, started_boot_ms=started_boot, started_unix_ms=started_unix)
         write_record(record)
         pid = container_pid(inspected)
@@ -205,14 +205,14 @@ class Runs:
             record,
             deadline_boot_ms=started_boot + record.timeout_s * 1000,
             pid=pid,
-            pid_start_ticks=guard.process_start_ticks(pid) if pid is not None else None,
+            pid_start_ticks=guard_files.process_start_ticks(pid) if pid is not None else None,
         )
         return record
 
     def adopt(self) -> list[tuple[RunRecord, RunStatus]]:
         """Everything of this home that exists in any form."""
         found: dict[str, tuple[RunRecord, RunStatus]] = {}
-        for marks in self._engine.with_label(f"{guard.HOME_LABEL}={self._home}"):
+        for marks in self._engine.with_label(f"{guard_files.HOME_LABEL}={self._home}"):
             key = profile.key_of(marks)
             inspected = self._engine.inspect(profile.container_name(key)) if key is not None else None
             if key is None or inspected is None:
@@ -223,7 +223,7 @@ class Runs:
             self._change_watch(record)
             found[key.name] = (record, read_exit(Path(record.folder)) or self._status(record, inspected["State"]))
         for path in sorted(self._guard_dir.glob("*.json")):
-            if path.stem not in found and path.name != guard.CONFIG_NAME:
+            if path.stem not in found and path.name != guard_files.CONFIG_NAME:
                 found.update(self._left_behind(path))
         if found:
             self._ensure_guard()
@@ -231,12 +231,12 @@ class Runs:
 
     def _left_behind(self, path: Path) -> dict[str, tuple[RunRecord, RunStatus]]:
         """A watch file without a container: either that was never created, or it has been taken from us."""
-        watch = guard.read_watch(path)
+        watch = guard_files.read_watch(path)
         record = read_record(Path(watch.folder)) if watch is not None else None
         if watch is None or record is None or record.starting_boot_ms is None:
             path.unlink(missing_ok=True)
             return {}
-        status = read_exit(Path(watch.folder)) or vanished(record, guard.read_stop(watch.folder))
+        status = read_exit(Path(watch.folder)) or vanished(record, guard_files.read_stop(watch.folder))
         return {record.key.name: (record, status)}
 
     def follow(self, key: RunKey, folder: Path, follower: Follower) -> RunStatus:
@@ -248,7 +248,7 @@ class Runs:
                 raise Dropped
             try:
                 self._copy(record, follower, live=True)
-                ended_boot_ms = guard.boot_ms()
+                ended_boot_ms = guard_files.boot_ms()
                 known = self._conclude(record, follower, Sight(**self._clocks(), ended_boot_ms=ended_boot_ms, daemon_lost=lost))
             except (EngineGone, ConnectionError, FileNotFoundError):
                 lost = True
@@ -263,7 +263,7 @@ class Runs:
         if inspected is not None and self._status(record, inspected["State"]).state is not RunState.EXITED:
             follower.dropped.wait(RETRY_S)
             return None
-        stop = guard.read_stop(folder)
+        stop = guard_files.read_stop(folder)
         if inspected is None:
             status = vanished(read_record(folder) or record, stop)
         else:
@@ -335,7 +335,7 @@ class Runs:
 
     def folder_of(self, key: RunKey) -> Path | None:
         """The run's folder, from its watch file or its container."""
-        watch = guard.read_watch(self._watch_path(key))
+        watch = guard_files.read_watch(self._watch_path(key))
         if watch is not None:
             return Path(watch.folder)
         inspected = self._engine.inspect(profile.container_name(key))
@@ -350,15 +350,15 @@ class Runs:
         return record
 
     def _clocks(self) -> dict[str, Any]:
-        return {"boot_id": self._boot, "now_boot_ms": guard.boot_ms(), "now_unix_ms": guard.unix_ms()}
+        return {"boot_id": self._boot, "now_boot_ms": guard_files.boot_ms(), "now_unix_ms": guard_files.unix_ms()}
 
     def _status(self, record: RunRecord, state: Inspection) -> RunStatus:
-        return status_of(record, state, guard.read_stop(record.folder), Sight(**self._clocks()))
+        return status_of(record, state, guard_files.read_stop(record.folder), Sight(**self._clocks()))
 
     def _say_stop(self, record: RunRecord, reason: StopReason, grace_s: int) -> None:
-        now = guard.boot_ms()
+        now = guard_files.boot_ms()
         said = StopRecord(reason=reason.value, boot_id=self._boot, term_boot_ms=now, kill_boot_ms=now + grace_s * 1000)
-        guard.write_stop(record.folder, said)
+        guard_files.write_stop(record.folder, said)
 
     def _watch_path(self, key: RunKey) -> Path:
         return self._guard_dir / f"{key.name}.json"
@@ -368,7 +368,7 @@ class Runs:
         path = self._watch_path(record.key)
         with self._watch_lock:
             self._guard_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-            before = guard.read_watch(path)
+            before = guard_files.read_watch(path)
             if before is not None and before.boot_id != self._boot:
                 before = None  # its times mean nothing any more
             watch = before or Watch(
@@ -377,12 +377,12 @@ class Runs:
                 socket=self._socket,
                 boot_id=self._boot,
                 grace_s=record.grace_s,
-                lease_until_boot_ms=guard.boot_ms() + UNKNOWN_LEASE_MS,
+                lease_until_boot_ms=guard_files.boot_ms() + UNKNOWN_LEASE_MS,
                 deadline_boot_ms=record.started_boot_ms + record.timeout_s * 1000 if record.started_boot_ms is not None else None,
             )
             watch = dataclasses.replace(watch, **changes)  # type: ignore[arg-type]
             if watch != before:
-                guard.write_watch(path, watch)
+                guard_files.write_watch(path, watch)
         return watch
 
     def _ensure_guard(self) -> None:

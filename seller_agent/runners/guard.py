@@ -1,8 +1,8 @@
 """The guard outside the agent: stops containers whose lease or deadline is over, also when the agent is dead or hung.
 
-One small detached process per agent home. The Docker runner writes one file per run (a `Watch`) into a folder; the guard reads
-them, talks to the Docker socket by itself, and ends when nothing has been left to guard for a minute. It runs from this file
-alone, so it imports the standard library and nothing else; it must not start, remove or judge anything.
+One small detached process per agent home. The Docker runner writes one file per run (see `guard_files`) into a folder; the guard reads
+them, talks to the Docker socket by itself, and ends when nothing has been left to guard for a minute. It imports the standard library and
+`guard_files` only, so that nothing else can break it; it must not start, remove or judge anything.
 `python -m seller_agent.runners.guard --reap DIR` does one round and ends, for a timer.
 """
 
@@ -19,13 +19,28 @@ import socket
 import sys
 import time
 import urllib.parse
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-KILL_MARGIN_MS = 3_000
-"""A lease's KILL comes this long before the lease is over, so that the container is gone by then."""
+from seller_agent.runners.guard_files import (
+    CONFIG_NAME,
+    DEADLINE_LABEL,
+    HOME_LABEL,
+    Due,
+    StopRecord,
+    Watch,
+    boot_id,
+    boot_ms,
+    due,
+    process_start_ticks,
+    read_json,
+    read_stop,
+    read_watch,
+    unix_ms,
+    write_stop,
+)
+
 TICK_S = 0.5
 ANSWER_S = 2.0
 """How long Docker may take to answer the guard before it is treated as away."""
@@ -33,145 +48,6 @@ IDLE_EXIT_MS = 60_000
 REAP_LIMIT_S = 300.0
 STRAY_EVERY_MS = 30_000
 LOG_LIMIT_BYTES = 1_000_000
-
-HOME_LABEL = "gpubazaar.home"
-DEADLINE_LABEL = "gpubazaar.deadline_unix_ms"
-CONFIG_NAME = "guard.json"
-
-
-def boot_ms() -> int:
-    """Milliseconds of CLOCK_BOOTTIME: never set back, and counts while the machine is suspended."""
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
-
-
-def unix_ms() -> int:
-    """Milliseconds of the wall clock since 1970."""
-    return time.time_ns() // 1_000_000
-
-
-def boot_id() -> str:
-    """What tells this start of the machine from every other."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
-def process_start_ticks(pid: int) -> int | None:
-    """When a process started, in clock ticks since boot; with the pid it names the process for good. None when there is none."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    return int(text[text.rindex(")") + 2 :].split()[19])
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Replace a small file in one step."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value))
-    os.replace(temporary, path)
-
-
-def write_json_once(path: Path, value: Mapping[str, Any]) -> bool:
-    """Create a small file in one step; False when it is there already, which then stays as it is."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.once")
-    temporary.write_text(json.dumps(value))
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        return False
-    finally:
-        temporary.unlink()
-    return True
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """A small file's object, or None when it is absent or not whole."""
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Watch:
-    """What the guard needs to know of one run; all times on CLOCK_BOOTTIME of the boot named."""
-
-    container: str
-    folder: str
-    socket: str
-    boot_id: str
-    grace_s: int
-    lease_until_boot_ms: int
-    deadline_boot_ms: int | None = None
-    pid: int | None = None
-    pid_start_ticks: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class StopRecord:
-    """Who asked for a run's end, written before any signal. The first to write it is right."""
-
-    reason: str
-    boot_id: str
-    term_boot_ms: int
-    kill_boot_ms: int
-
-
-def stop_path(folder: str | Path) -> Path:
-    """Where a run's stop record lies."""
-    return Path(folder) / "runner" / "stop.json"
-
-
-def read_watch(path: Path) -> Watch | None:
-    """A watch file's content, or None when it is absent or not whole."""
-    value = read_json(path)
-    try:
-        return Watch(**{f.name: value[f.name] for f in fields(Watch)}) if value else None
-    except KeyError:
-        return None
-
-
-def write_watch(path: Path, watch: Watch) -> None:
-    """Replace a watch file."""
-    write_json(path, asdict(watch))
-
-
-def read_stop(folder: str | Path) -> StopRecord | None:
-    """A run's stop record, if anybody asked for its end."""
-    value = read_json(stop_path(folder))
-    try:
-        return StopRecord(**{f.name: value[f.name] for f in fields(StopRecord)}) if value else None
-    except KeyError:
-        return None
-
-
-def write_stop(folder: str | Path, record: StopRecord) -> bool:
-    """Say why a run is about to be stopped; False when that is said already."""
-    return write_json_once(stop_path(folder), asdict(record))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Due:
-    """When a run gets TERM and KILL, and for what."""
-
-    reason: str
-    term_ms: int
-    kill_ms: int
-
-
-def due(watch: Watch, stop: StopRecord | None, this_boot: str) -> Due:
-    """The earliest end that a run has coming. A run of an earlier boot has no lease left."""
-    if watch.boot_id != this_boot:
-        return Due(reason="lease", term_ms=0, kill_ms=0)
-    grace_ms = watch.grace_s * 1000
-    lease_kill_ms = watch.lease_until_boot_ms - KILL_MARGIN_MS
-    ends = [Due(reason="lease", term_ms=lease_kill_ms - grace_ms, kill_ms=lease_kill_ms)]
-    if watch.deadline_boot_ms is not None:
-        ends.append(Due(reason="deadline", term_ms=watch.deadline_boot_ms, kill_ms=watch.deadline_boot_ms + grace_ms))
-    if stop is not None and stop.boot_id == this_boot:
-        ends.append(Due(reason=stop.reason, term_ms=stop.term_boot_ms, kill_ms=stop.kill_boot_ms))
-    first = min(ends, key=lambda end: end.term_ms)
-    return Due(reason=first.reason, term_ms=first.term_ms, kill_ms=min(end.kill_ms for end in ends))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,14 +7,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-from seller_agent.runners import guard
-from seller_agent.runners.guard import CONFIG_NAME, read_json, take_lock, write_json
+from seller_agent.runners.guard import take_lock
+from seller_agent.runners.guard_files import CONFIG_NAME, read_json, write_json
+from seller_agent.runners.runner import RunnerError
+
+KEPT_VARIABLES = ("HOME", "PYTHONPATH", "PYTHONUSERBASE")
+"""What Python needs to find the same packages again; the guard gets nothing else of the agent's environment."""
 
 
 def ensure_guard(directory: Path, socket_path: str, home: str) -> bool:
     """Start the guard unless it runs; call it after the watch file is written. True when one was started.
 
-    The new process inherits the lock, so that no moment is without a holder.
+    The new process inherits the lock, so that no moment is without a holder. Raises RunnerError.
     """
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     config = {"socket": socket_path, "home": home}
@@ -23,18 +27,21 @@ def ensure_guard(directory: Path, socket_path: str, home: str) -> bool:
     descriptor = take_lock(directory)
     if descriptor is None:
         return False
+    program = [sys.executable, "-P", "-m", "seller_agent.runners.guard"]
     try:
         subprocess.run(
-            [sys.executable, "-I", str(Path(guard.__file__).resolve()), "--watch", str(directory.resolve()), "--lock-fd", str(descriptor)],
+            [*program, "--watch", str(directory.resolve()), "--lock-fd", str(descriptor)],
             pass_fds=(descriptor,),
             cwd="/",
-            env={},
+            env={name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             check=True,
             timeout=30,
         )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise RunnerError("container_error", f"The guard that ends jobs when the agent is dead could not be started: {error}") from error
     finally:
         os.close(descriptor)
     return True

@@ -18,7 +18,7 @@ import pytest
 from integration import docker_engine
 from integration.docker_engine import IMAGE, Engine, Registry, engine, registry, root_file_system, until
 
-from seller_agent.runners import guard
+from seller_agent.runners import guard_files
 from seller_agent.runners.docker_outcome import parse_time_ms
 from seller_agent.runners.docker_profile import container_name
 from seller_agent.runners.docker_runner import DockerRunner, SdkEngine
@@ -58,7 +58,7 @@ class Home:
             memory_mib=64,
             timeout_s=60,
             grace_s=2,
-            lease_until_boot_ms=guard.boot_ms() + FAR_MS,
+            lease_until_boot_ms=guard_files.boot_ms() + FAR_MS,
         )
         return msgspec.structs.replace(spec, **changes)
 
@@ -153,7 +153,7 @@ async def test_every_step_may_be_repeated(home: Home, runner: DockerRunner) -> N
     for _ in range(2):
         await runner.remove(spec.key)
     await runner.stop(spec.key, StopReason.ASKED, 1)
-    await runner.renew(spec.key, guard.boot_ms() + FAR_MS)
+    await runner.renew(spec.key, guard_files.boot_ms() + FAR_MS)
     assert "once\n" == (Path(spec.folder) / "out" / "runs").read_text()
     assert [] == home.engine.names()
 
@@ -217,7 +217,7 @@ async def test_a_prepared_job_that_is_stopped_never_starts(home: Home, runner: D
 
 
 async def test_a_job_whose_lease_is_over_never_starts(home: Home, runner: DockerRunner) -> None:
-    spec = home.spec("echo ran", lease_until_boot_ms=guard.boot_ms() - 1)
+    spec = home.spec("echo ran", lease_until_boot_ms=guard_files.boot_ms() - 1)
     await runner.prepare(spec, quiet)
     status = await runner.start(spec)
     assert (RunState.EXITED, StopReason.LEASE) == (status.state, status.stop_reason)
@@ -354,16 +354,16 @@ async def test_two_homes_on_one_docker_never_see_each_others_runs(home: Home, ru
 
 
 def stop_reason_of(spec: RunSpec) -> str | None:
-    record = guard.read_stop(spec.folder)
+    record = guard_files.read_stop(spec.folder)
     return record.reason if record else None
 
 
 async def test_with_the_agent_dead_the_lease_still_ends_the_job_in_time(home: Home) -> None:
-    spec = home.spec(IGNORES_TERM, lease_until_boot_ms=guard.boot_ms() + 9_000, grace_s=1)
+    spec = home.spec(IGNORES_TERM, lease_until_boot_ms=guard_files.boot_ms() + 9_000, grace_s=1)
     kill(home.agent(spec, "running"))
     name = container_name(spec.key)
     state = until(lambda: (state := home.engine.state(name))["Status"] == "exited" and state, "the guard to end the job")
-    ended_boot_ms = guard.boot_ms() - (guard.unix_ms() - (parse_time_ms(state["FinishedAt"]) or 0))
+    ended_boot_ms = guard_files.boot_ms() - (guard_files.unix_ms() - (parse_time_ms(state["FinishedAt"]) or 0))
     assert ended_boot_ms <= spec.lease_until_boot_ms
     [status] = await adopt_afresh(home)
     assert (RunState.EXITED, 137, StopReason.LEASE) == (status.state, status.exit_code, status.stop_reason)
@@ -382,11 +382,11 @@ async def test_with_the_agent_dead_the_deadline_still_ends_the_job(home: Home) -
 
 
 async def test_a_renewed_lease_lets_the_job_go_on(home: Home, runner: DockerRunner) -> None:
-    spec = home.spec("echo up; while [ ! -e /job/go ]; do usleep 20000; done; echo done", lease_until_boot_ms=guard.boot_ms() + 8_000)
+    spec = home.spec("echo up; while [ ! -e /job/go ]; do usleep 20000; done; echo done", lease_until_boot_ms=guard_files.boot_ms() + 8_000)
     await runner.prepare(spec, quiet)
     await runner.start(spec)
-    await runner.renew(spec.key, guard.boot_ms() + FAR_MS)
-    await asyncio.to_thread(until, lambda: guard.boot_ms() > spec.lease_until_boot_ms, "the first lease to be over")
+    await runner.renew(spec.key, guard_files.boot_ms() + FAR_MS)
+    await asyncio.to_thread(until, lambda: guard_files.boot_ms() > spec.lease_until_boot_ms, "the first lease to be over")
     (Path(spec.folder) / "job" / "go").touch()
     status = await runner.wait(spec.key)
     assert (0, None, "up\ndone\n") == (status.exit_code, status.stop_reason, output(spec))
@@ -406,21 +406,21 @@ async def test_a_dead_guard_is_replaced(home: Home, runner: DockerRunner) -> Non
     await runner.prepare(spec, quiet)
     first = await asyncio.to_thread(until, home.guard_pid, "the guard")
     os.kill(first, signal.SIGKILL)
-    await asyncio.to_thread(until, lambda: guard.process_start_ticks(first) is None, "the guard's end")
+    await asyncio.to_thread(until, lambda: guard_files.process_start_ticks(first) is None, "the guard's end")
     await runner.start(spec)
     second = await asyncio.to_thread(until, lambda: home.guard_pid() != first and home.guard_pid(), "another guard")
     assert first != second
-    await runner.renew(spec.key, guard.boot_ms() + 1)
+    await runner.renew(spec.key, guard_files.boot_ms() + 1)
     assert StopReason.LEASE == (await runner.wait(spec.key)).stop_reason
 
 
 async def test_reap_ends_what_is_over_when_no_guard_is_left(home: Home) -> None:
-    spec = home.spec(IGNORES_TERM, lease_until_boot_ms=guard.boot_ms() + 7_000, grace_s=1)
+    spec = home.spec(IGNORES_TERM, lease_until_boot_ms=guard_files.boot_ms() + 7_000, grace_s=1)
     agent = home.agent(spec, "running")
     pid = until(home.guard_pid, "the guard")
     os.kill(pid, signal.SIGKILL)
     kill(agent)
-    until(lambda: guard.boot_ms() > spec.lease_until_boot_ms, "the lease to be over")
+    until(lambda: guard_files.boot_ms() > spec.lease_until_boot_ms, "the lease to be over")
     assert "running" == home.engine.state(container_name(spec.key))["Status"]
     subprocess.run([sys.executable, "-m", "seller_agent.runners.guard", "--reap", str(home.folder)], check=True)
     assert "exited" == home.engine.state(container_name(spec.key))["Status"]
@@ -433,7 +433,7 @@ async def test_reap_ends_a_container_that_nobody_watches_any_more(home: Home, ru
     name, watch = container_name(spec.key), home.folder / "guard" / f"{spec.key.name}.json"
     body = home.engine.ask("GET", f"/containers/{name}/json")[1]
     home.engine.ask("DELETE", f"/containers/{name}?force=1")
-    labels = {**body["Config"]["Labels"], guard.DEADLINE_LABEL: str(guard.unix_ms() - 1)}
+    labels = {**body["Config"]["Labels"], guard_files.DEADLINE_LABEL: str(guard_files.unix_ms() - 1)}
     SdkEngine(home.engine.socket, 1).create(name, {"Image": IMAGE, "Cmd": ["sleep", "1000"], "Labels": labels})
     home.engine.ask("POST", f"/containers/{name}/start")
     watch.unlink()
@@ -500,11 +500,11 @@ async def test_with_the_daemon_down_the_guard_still_ends_the_job(home: Home, run
     spec = home.spec(IGNORES_TERM, grace_s=1)
     await runner.prepare(spec, quiet)
     await runner.start(spec)
-    pid = guard.read_watch(home.folder / "guard" / f"{spec.key.name}.json").pid  # type: ignore[union-attr]
+    pid = guard_files.read_watch(home.folder / "guard" / f"{spec.key.name}.json").pid  # type: ignore[union-attr]
     assert pid is not None
     await asyncio.to_thread(restarted.stop)
-    await runner.renew(spec.key, guard.boot_ms() + 1)
-    await asyncio.to_thread(until, lambda: guard.process_start_ticks(pid) is None, "the job's first process to end")
+    await runner.renew(spec.key, guard_files.boot_ms() + 1)
+    await asyncio.to_thread(until, lambda: guard_files.process_start_ticks(pid) is None, "the job's first process to end")
 
 
 async def test_without_a_daemon_the_error_says_what_to_look_at(tmp_path: Path) -> None:

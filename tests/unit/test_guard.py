@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from pathlib import Path
 
 import pytest
 
-from seller_agent.runners import guard
-from seller_agent.runners.guard import Due, Round, StopRecord, Watch, due
+from seller_agent.runners import guard, guard_files
+from seller_agent.runners.guard import Round
+from seller_agent.runners.guard_files import Due, StopRecord, Watch, due
 
 FROM_NOW_MS = 3_600_000
 
@@ -49,36 +49,36 @@ def test_a_stop_from_before_a_reboot_says_nothing_about_times(tmp_path: Path) ->
 def test_the_first_to_say_why_is_right(tmp_path: Path) -> None:
     (tmp_path / "runner").mkdir()
     first = StopRecord(reason="asked", boot_id="boot", term_boot_ms=1, kill_boot_ms=2)
-    assert guard.write_stop(tmp_path, first)
-    assert not guard.write_stop(tmp_path, StopRecord(reason="lease", boot_id="boot", term_boot_ms=3, kill_boot_ms=4))
-    assert first == guard.read_stop(tmp_path)
+    assert guard_files.write_stop(tmp_path, first)
+    assert not guard_files.write_stop(tmp_path, StopRecord(reason="lease", boot_id="boot", term_boot_ms=3, kill_boot_ms=4))
+    assert first == guard_files.read_stop(tmp_path)
     assert ["stop.json"] == os.listdir(tmp_path / "runner")
 
 
 def test_a_watch_is_read_as_written_and_a_torn_one_is_none(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
-    assert None is guard.read_watch(path)
-    guard.write_watch(path, watch_of(tmp_path, pid=7))
-    assert watch_of(tmp_path, pid=7) == guard.read_watch(path)
+    assert None is guard_files.read_watch(path)
+    guard_files.write_watch(path, watch_of(tmp_path, pid=7))
+    assert watch_of(tmp_path, pid=7) == guard_files.read_watch(path)
     path.write_text(path.read_text()[:-10])
-    assert None is guard.read_watch(path)
+    assert None is guard_files.read_watch(path)
 
 
 def test_a_changed_watch_is_noticed_between_rounds(tmp_path: Path) -> None:
     (tmp_path / "runner").mkdir()
     watching = guard.Guard(tmp_path)
-    alive = watch_of(tmp_path, boot_id=watching.boot, lease_until_boot_ms=guard.boot_ms() + FROM_NOW_MS)
-    guard.write_watch(tmp_path / "x.json", alive)
+    alive = watch_of(tmp_path, boot_id=watching.boot, lease_until_boot_ms=guard_files.boot_ms() + FROM_NOW_MS)
+    guard_files.write_watch(tmp_path / "x.json", alive)
     for lease_ms in (FROM_NOW_MS, FROM_NOW_MS + 1, 0):
         changed = watch_of(tmp_path, boot_id=watching.boot, lease_until_boot_ms=lease_ms)
-        guard.write_watch(tmp_path / "x.json", changed)
+        guard_files.write_watch(tmp_path / "x.json", changed)
         assert [(tmp_path / "x.json", changed)] == watching.watches()
 
 
 def test_a_run_whose_docker_does_not_answer_stays_guarded(tmp_path: Path) -> None:
     (tmp_path / "runner").mkdir()
     watching = guard.Guard(tmp_path)
-    guard.write_watch(tmp_path / "x.json", watch_of(tmp_path, boot_id=watching.boot, lease_until_boot_ms=0))
+    guard_files.write_watch(tmp_path / "x.json", watch_of(tmp_path, boot_id=watching.boot, lease_until_boot_ms=0))
     assert Round(active=1, stopping=0, unreachable=1) == watching.round()
     assert "c: " in (tmp_path / "guard.log").read_text()
     assert 1 == guard.main(["--reap", str(tmp_path)])
@@ -88,7 +88,7 @@ def test_a_process_that_only_has_the_containers_number_is_not_killed(tmp_path: P
     (tmp_path / "runner").mkdir()
     watching = guard.Guard(tmp_path)
     mine = watch_of(tmp_path, boot_id=watching.boot, lease_until_boot_ms=0, pid=os.getpid(), pid_start_ticks=1)
-    guard.write_watch(tmp_path / "x.json", mine)
+    guard_files.write_watch(tmp_path / "x.json", mine)
     assert Round(active=1, stopping=0, unreachable=1) == watching.round()
 
 
@@ -115,12 +115,11 @@ def test_a_run_that_comes_as_the_guard_goes_keeps_it(tmp_path: Path, monkeypatch
         path.unlink()
         return None
 
-    close = os.close
+    close, lease_ms = os.close, guard_files.boot_ms() + FROM_NOW_MS
 
     def close_as_the_run_comes(descriptor: int) -> None:
         close(descriptor)
-        with contextlib.suppress(FileExistsError):
-            guard.write_watch(path, watch_of(tmp_path, boot_id=guard.boot_id(), lease_until_boot_ms=guard.boot_ms() + FROM_NOW_MS))
+        guard_files.write_watch(path, watch_of(tmp_path, boot_id=guard_files.boot_id(), lease_until_boot_ms=lease_ms))
 
     descriptor = guard.take_lock(tmp_path)
     monkeypatch.setattr(guard, "take_lock", late)
