@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from broker_env import MARKET_ID, World, now_ms
+from integration.broker_env import MARKET_ID, World, now_ms
 
 from events import ids
 from events.connection import Connection, ServiceKey
@@ -95,8 +95,8 @@ class MarketWorld:
         await self.stop_matcher()
 
 
-@pytest.fixture
-async def market(world: World, tmp_path: Path) -> AsyncIterator[MarketWorld]:
+@pytest.fixture(name="market")
+async def a_market(world: World, tmp_path: Path) -> AsyncIterator[MarketWorld]:
     made = MarketWorld(world, tmp_path / "home")
     await made.start_matcher()
     try:
