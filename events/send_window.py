@@ -30,15 +30,15 @@ RETRIED = frozenset({Refusal.OUT_OF_SEQUENCE, Refusal.RATE_LIMITED, Refusal.UNKN
 class Entry:
     """An event that wants an answer. `id` is the outbox's; `number` is 0 while it waits."""
 
-    __slots__ = ("body", "digest", "id", "number", "sent")
+    __slots__ = ("body", "digest", "flights", "id", "number")
 
     def __init__(self, id: bytes, body: bytes) -> None:
         self.id = id
         self.body = body
         self.number = 0
         self.digest = b""
-        self.sent = False
-        """Whether it was ever sent, and so may have been taken by the market."""
+        self.flights = 0
+        """How often it was sent: from the first time on the market may have taken it."""
 
     def __repr__(self) -> str:
         return f"Entry({self.id.hex()[:8]}, number {self.number})"
@@ -102,12 +102,18 @@ class SendWindow:
                 break
             del self.waiting[0]
             entry.number = self.next_number
-            entry.sent = True
+            entry.flights += 1
             entry.digest = event_hash(self.key, entry.number, entry.body)
             self.flying[entry.number] = entry
             self.next_number += 1
             taken.append(entry)
         return taken
+
+    def grounded(self, taken: list[Entry]) -> None:
+        """What `take` gave could not be sent after all."""
+        for entry in taken:
+            entry.flights -= 1
+        self.restart(taken[0].number - 1)
 
     def answered(self, outcome: Outcome) -> Settled | None:
         """What one answer to a message of this key settles; it may also set a flag."""
@@ -146,7 +152,7 @@ class SendWindow:
     def withdraw(self, id: bytes) -> bool:
         """Take back an event that was never sent. Whether it was possible."""
         for entry in self.waiting:
-            if entry.id == id and not entry.sent:
+            if entry.id == id and not entry.flights:
                 self.waiting.remove(entry)
                 return True
         return False

@@ -164,7 +164,7 @@ class Sender:
             data = self._seal(taken)
             self._sent.append((data, taken))
             if not self._publish(data):
-                self._window.restart(taken[0].number - 1)
+                self._window.grounded(taken)
                 self.lost()
                 return
             self._busy_s = self._loop.time()

@@ -217,6 +217,8 @@ def test_an_expired_key_is_fatal_to_an_event_only_when_no_other_can_be_had(renew
 def test_only_what_was_never_sent_can_be_withdrawn() -> None:
     window, [first, second] = window_with(2)
     assert window.withdraw(second.id)
+    window.grounded(window.take())
+    assert (1, 0) == (window.next_number, first.flights)
     window.take()
     assert not window.withdraw(first.id)
     window.restart(0)
