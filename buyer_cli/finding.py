@@ -9,6 +9,7 @@ from buyer_cli.api_reads import Api
 from buyer_cli.caller import Caller
 from buyer_cli.complaint import NOT_FOUND, USAGE, Complaint
 from buyer_cli.printable import printable
+from events.errors import MarketUnreachable
 from events.home import choose_wallet
 from events.values import Role
 
@@ -22,8 +23,9 @@ def my_address(caller: Caller) -> str:
     return choose_wallet(caller.settings, Role.BUYER).address
 
 
-def find_job(caller: Caller, api: Api, asked: str) -> Json:
-    """The job that is meant. Raises Complaint (3 not found, 2 ambiguous)."""
+def find_job(caller: Caller, api: Api, asked: str, *, market_knows: bool = False) -> Json:
+    """The job that is meant. Raises Complaint (3 not found, 2 ambiguous). `market_knows`: the caller asks the market itself about a
+    job whose whole id was given, so the API may be away; then only the id is told."""
     if asked == "last":
         mine = api.items("/v1/jobs", {"buyer": my_address(caller)}, most=1)
         if not mine:
@@ -32,13 +34,22 @@ def find_job(caller: Caller, api: Api, asked: str) -> Json:
     if not _JOB_PREFIX.fullmatch(asked):
         raise _no_job(asked, "A job's id is j and 19 letters and digits; a unique beginning of it will do, and so will `last`.")
     if len(asked) == 20:
-        return api.get(f"/v1/jobs/{asked}")
+        return _by_id(api, asked, market_knows)
     found = [job for job in _jobs_to_search(caller, api) if str(job.get("id", "")).startswith(asked)]
     if not found:
         raise _no_job(asked, "No job of yours has an id that begins so.")
     if len(found) > 1:
         raise Complaint("ambiguous", f"{asked} is the beginning of {len(found)} ids.", _listed(found), "write more of it", exit_code=USAGE)
     return found[0]
+
+
+def _by_id(api: Api, job_id: str, market_knows: bool) -> Json:
+    try:
+        return api.get(f"/v1/jobs/{job_id}")
+    except MarketUnreachable:
+        if not market_knows:
+            raise
+        return {"id": job_id}
 
 
 def _jobs_to_search(caller: Caller, api: Api) -> list[Json]:

@@ -61,6 +61,7 @@ class Follower:
     async def follow(self) -> SyncJob:
         """The job as it ended. Raises MarketUnreachable when the market stays away for ten minutes, Refused, Complaint."""
         self._wants.client.on_event(self._on_event)
+        self._wants.client.on_resync(lambda answer: self._moved.set())
         try:
             while True:
                 now = await self._patiently(self._look)

@@ -84,7 +84,7 @@ class _Examination:
         """The API answers, and tells of the same market."""
         api = Api(self.caller.settings)
         told = api.get("/v1/market")
-        market_id = told.get("market_id") or told.get("id")
+        market_id = told.get("id")
         found = []
         if self.hello is not None and market_id and market_id != self.hello.market_id:
             remedy = "set BAZAAR_MARKET and BAZAAR_API to one market"

@@ -12,7 +12,7 @@ import click
 from buyer_cli import ending, render
 from buyer_cli.api_reads import Api
 from buyer_cli.caller import Caller, command_flags
-from buyer_cli.complaint import INTERRUPTED, NOT_FINISHED, USAGE, Complaint
+from buyer_cli.complaint import INTERRUPTED, NOT_FINISHED, NOT_FOUND, USAGE, Complaint
 from buyer_cli.finding import Json, find_job
 from buyer_cli.following import Follower, Following
 from buyer_cli.output_merge import STDERR, STDOUT
@@ -56,7 +56,7 @@ def wait(caller: Caller, jobs: tuple[str, ...], limit: str | None, propagate_exi
     except BadValue as error:
         raise Complaint("usage", f"--for {limit}", error.why, error.hint, exit_code=USAGE) from None
     api = Api(caller.settings)
-    found = [find_job(caller, api, job) for job in jobs]
+    found = [find_job(caller, api, job, market_knows=True) for job in jobs]
 
     async def go() -> int:
         if not all(_has_ended(job) for job in found):
@@ -97,7 +97,7 @@ def logs(
 ) -> int:
     """What a job wrote, of its present or last attempt, complete to the last line; its stderr goes to stderr."""
     api = Api(caller.settings)
-    found = find_job(caller, api, job)
+    found = find_job(caller, api, job, market_knows=True)
     channels = frozenset({STDOUT} if only_stdout and not only_stderr else {STDERR} if only_stderr and not only_stdout else {STDOUT, STDERR})
 
     async def go() -> int:
@@ -126,6 +126,8 @@ def logs(
 async def _as_the_market_has_it(client: MarketClient, job: Json) -> SyncJob | None:
     """The market's own view; None for a job that ended long ago."""
     answer = await client.sync(job_ids=(job["id"],))
+    if not answer.jobs and "state" not in job:
+        raise Complaint("unknown_job", f"The market does not tell of {job['id']}.", "Its API is away.", "later", exit_code=NOT_FOUND)
     return answer.jobs[0] if answer.jobs else None
 
 
@@ -193,7 +195,7 @@ async def _manifest(client: MarketClient, api: Api, job: Json) -> BlobRef | None
 def cancel(caller: Caller, jobs: tuple[str, ...], until_gone: bool) -> int:
     """Cancel jobs; returns when that is in the ledger."""
     api = Api(caller.settings)
-    found = [find_job(caller, api, job) for job in jobs]
+    found = [find_job(caller, api, job, market_knows=True) for job in jobs]
 
     async def go() -> int:
         async with opened(caller) as client:

@@ -37,8 +37,8 @@ def events_(caller: Caller, follow: bool, first: int | None, limit: int) -> int:
 
 
 def _past(caller: Caller, api: Api, first: int | None, limit: int) -> None:
-    query = {"from": first, "limit": min(limit, 500)}
-    found = api.get("/v1/events", query).get("items", [])[:limit]
+    start = first if first is not None else max(1, int(api.get("/v1/market").get("seq") or 1) - limit + 1)
+    found = api.items("/v1/events", {"from_seq": start}, most=limit)
     if caller.as_json:
         caller.terminal.emit(found)
         return
