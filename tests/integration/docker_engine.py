@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
@@ -80,13 +81,15 @@ class Engine:
         self.socket = str(folder / "docker.sock")
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self, *flags: str) -> None:
-        """Start the daemon and wait until it answers."""
+    def start(self, *flags: str, programs: Path | None = None) -> None:
+        """Start the daemon and wait until it answers. `programs` is a folder that it finds programs in first."""
         assert self._process is None
         (self.folder / "daemon.json").write_text("{}")
         command = ["dockerd", "--bridge=none", "--iptables=false", "--ip6tables=false", f"--config-file={self.folder}/daemon.json"]
         command += [f"--data-root={self.folder}/data", f"--exec-root={self.folder}/exec", f"--pidfile={self.folder}/pid"]
         environment = {**os.environ, "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+        if programs is not None:
+            environment["PATH"] = f"{programs}:{environment['PATH']}"
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [*command, f"--host=unix://{self.socket}", *flags], stdout=log, stderr=log, env=environment, start_new_session=True
@@ -126,12 +129,14 @@ class Engine:
 
     def load(self, image: str, archive: bytes) -> None:
         """Make an image of a root file system."""
-        path = self.folder / "image.tar"
-        path.write_bytes(archive)
-        import_command = ["--unix-socket", self.socket, "-sS", "-f", "-X", "POST", "-H", "Content-Type: application/x-tar"]
         repository, _, tag = image.partition(":")
-        url = f"http://docker/images/create?fromSrc=-&repo={repository}&tag={tag}"
-        subprocess.run(["curl", *import_command, "--data-binary", f"@{path}", url], check=True, stdout=subprocess.DEVNULL)
+        target = f"/images/create?fromSrc=-&repo={repository}&tag={tag}"
+        with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as connection:
+            connection.connect(self.socket)
+            head = f"POST {target} HTTP/1.0\r\nContent-Type: application/x-tar\r\nContent-Length: {len(archive)}\r\n\r\n"
+            connection.sendall(head.encode() + archive)
+            answer = b"".join(iter(lambda: connection.recv(65536), b""))
+        assert b" 200 OK" in answer and b'"error"' not in answer, answer
 
     def close(self) -> None:
         """End the daemon and its containerd, and remove what they wrote."""
@@ -153,9 +158,9 @@ def _mounts_below(folder: Path) -> list[str]:
 
 def why_no_engine() -> str | None:
     """What this machine lacks for a Docker engine of the tests' own; None when nothing."""
-    missing = [program for program in ("dockerd", "busybox", "curl") if shutil.which(program) is None]
+    missing = [program for program in ("dockerd", "busybox") if shutil.which(program) is None]
     if missing:
-        return f"{' and '.join(missing)} not installed; on Debian: apt-get install docker.io busybox-static curl"
+        return f"{' and '.join(missing)} not installed; on Debian: apt-get install docker.io busybox-static"
     return None if os.geteuid() == 0 else "a Docker engine of the tests' own needs root"
 
 

@@ -19,6 +19,7 @@ from integration import docker_engine
 from integration.docker_engine import IMAGE, Engine, Registry, engine, registry, root_file_system, until
 
 from seller_agent.runners import guard_files
+from seller_agent.runners.docker_logs import EngineStream, logs_target
 from seller_agent.runners.docker_outcome import parse_time_ms
 from seller_agent.runners.docker_profile import container_name
 from seller_agent.runners.docker_runner import DockerRunner, SdkEngine
@@ -549,11 +550,8 @@ async def test_without_the_profile_the_same_probe_finds_an_open_door(home: Home)
     plain_engine.start(name)
     plain_engine.wait_end(name, 30)
     plain_engine.close()
-    text = subprocess.run(
-        ["curl", "-sS", "--output", "-", "--unix-socket", home.engine.socket, f"http://docker/containers/{name}/logs?stdout=1"],
-        check=True,
-        capture_output=True,
-    ).stdout.decode(errors="replace")
+    with contextlib.closing(EngineStream(home.engine.socket, "GET", logs_target(name, follow=False))) as stream:
+        text = b"".join(stream).decode(errors="replace")
     for found in ("NoNewPrivs:\t0", "wrote root", "made device", "changed root", "oom 0"):
         assert found in text
     assert "tmp bounded" not in text and "CapEff:\t0000000000000000" not in text
@@ -602,3 +600,22 @@ async def test_a_card_that_docker_cannot_hand_out_is_an_error_that_says_what_to_
         await runner.start(spec)
     await runner.remove(spec.key)
     assert [] == home.engine.names()
+
+
+async def test_a_job_gets_exactly_its_cards_by_uuid(home: Home, runner: DockerRunner, restarted: Engine, tmp_path: Path) -> None:
+    hook = tmp_path / "nvidia-container-runtime-hook"  # a daemon that finds a program of this name can hand out cards
+    hook.write_text("#!/bin/sh\nexit 0\n")
+    hook.chmod(0o755)
+    await asyncio.to_thread(restarted.stop)
+    await asyncio.to_thread(lambda: restarted.start(programs=tmp_path))
+    cards = tuple(RunCard(index=i, uuid=f"GPU-{i}", model="NVIDIA GeForce RTX 4090", vram_mib=24564) for i in (2, 5))
+    spec = home.spec("echo $NVIDIA_VISIBLE_DEVICES $NVIDIA_DRIVER_CAPABILITIES $CUDA_VISIBLE_DEVICES", cards=cards)
+    assert 0 == (await run(runner, spec)).exit_code
+    assert "GPU-2,GPU-5 compute,utility 0,1\n" == output(spec)
+    hook.write_text("#!/bin/sh\necho unknown device >&2\nexit 1\n")
+    absent = home.spec("echo ran", cards=cards)
+    await runner.prepare(absent, quiet)
+    with pytest.raises(RunnerError, match="unknown device"):
+        await runner.start(absent)
+    [status] = [status for status in await runner.adopt() if status.key == absent.key]
+    assert (RunState.EXITED, "container_error", "") == (status.state, status.error, output(absent))
