@@ -1,0 +1,155 @@
+"""The query API as a process: an HTTP server on a socket that was opened for it, and the answers over NATS, from one mirror of the ledger.
+
+Serves `/healthz` at once, everything else once the ledger is read. Writes nothing but its own read model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import socket
+from collections.abc import Generator
+from importlib import metadata
+from pathlib import Path
+
+import structlog
+import uvicorn
+
+from events.connection import Connection, ServiceKey
+from events.errors import BazaarError, LogUnavailable
+from events.nats_log import NatsLog
+from events.streams import ensure_streams
+from services.api.asking import Source
+from services.api.desk import Desk
+from services.api.guard import Guard
+from services.api.job_endpoints import JOB_ENDPOINTS
+from services.api.market_endpoints import MARKET_ENDPOINTS
+from services.api.read_model import ReadModel
+from services.api.routes import make_app
+from services.api.rpc import Rpc
+from services.api.upkeep import Upkeep, begin
+from services.market_keys import MarketKeys
+
+log = structlog.get_logger("api")
+
+GRACE_S = 2
+KEEP_ALIVE_S = 15
+BACKLOG = 512
+RETRY_S = 0.5
+ENDPOINTS = (*MARKET_ENDPOINTS, *JOB_ENDPOINTS)
+
+
+class Api:
+    """One API over one ledger. `serve` is the way to run it."""
+
+    def __init__(self, connection: Connection, read_model: ReadModel, snapshot_file: Path | None) -> None:
+        self._connection = connection
+        self._ledger = NatsLog(connection)
+        self._read_model = read_model
+        self._snapshot_file = snapshot_file
+        self._upkeep: Upkeep | None = None
+        self.desk = Desk(ENDPOINTS)
+
+    def unready(self) -> str | None:
+        """Why this API's answers may be old, or are not there at all; None when it is ready."""
+        if self.desk.source is None or self._upkeep is None:
+            upkeep = self._upkeep
+            return "the ledger is being read" + (f", {upkeep.mirror.market.pages} pages so far" if upkeep is not None else "")
+        return self._upkeep.unready()
+
+    async def run(self) -> None:
+        """Read the ledger, then answer and go on reading, for ever. Raises LogCorrupt: a damaged ledger is never served from."""
+        self._connection.on_up(self._streams)
+        await self._connection.open(wait_s=None)
+        upkeep = await self._caught_up()
+        self.desk.source = Source(upkeep.mirror, self._read_model, self._ledger, self._connection)
+        await Rpc(self._connection, self.desk).start()
+        log.info("ready", seq=upkeep.mirror.market.last_seq)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(upkeep.follow())
+            group.create_task(upkeep.write())
+
+    async def _streams(self) -> None:
+        await ensure_streams(self._connection)
+
+    async def _caught_up(self) -> Upkeep:
+        while True:
+            try:
+                mirror, how = await begin(self._ledger, self._read_model, self._snapshot_file)
+                self._upkeep = upkeep = Upkeep(self._connection, self._ledger, self._read_model, mirror)
+                writing = asyncio.create_task(upkeep.write())
+                try:
+                    await upkeep.catch_up()
+                finally:
+                    writing.cancel()
+                    await asyncio.gather(writing, return_exceptions=True)
+            except LogUnavailable as error:
+                log.warning("the ledger is not available", why=error.why or str(error))
+                await asyncio.sleep(RETRY_S)
+                continue
+            await upkeep.listen()
+            log.info("ledger folded", how=how, pages=mirror.market.pages)
+            return upkeep
+
+    async def stop(self) -> None:
+        """Leave the rows on disk as far as they are known, and let go."""
+        if self._upkeep is not None:
+            with contextlib.suppress(BazaarError):
+                await self._upkeep.write_now()
+        await self._read_model.close()
+        await self._connection.close()
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn without signal handlers of its own: who runs the process says when to stop."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+
+def is_loopback(listening: socket.socket) -> bool:
+    """Whether only this machine can connect."""
+    if listening.family not in (socket.AF_INET, socket.AF_INET6):
+        return True
+    return ipaddress.ip_address(listening.getsockname()[0]).is_loopback
+
+
+def _server(api: Api, listening: socket.socket) -> _Server:
+    local = is_loopback(listening)
+    app = make_app(api.desk, api.unready, is_loopback=local, version=metadata.version("gpubazaar"))
+    config = uvicorn.Config(
+        Guard(app, loopback=local),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        lifespan="off",
+        ws="none",
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=GRACE_S,
+        backlog=BACKLOG,
+    )
+    return _Server(config)
+
+
+async def serve(
+    broker: str, keys: MarketKeys, *, listening: socket.socket, database: Path, snapshot_file: Path, until: asyncio.Event
+) -> None:
+    """Run until the event. Raises LogCorrupt when the ledger is damaged, ReadModelFailed when the database cannot be opened."""
+    api = Api(Connection(broker, ServiceKey(keys.market), "api"), await ReadModel.open(database), snapshot_file)
+    server = _server(api, listening)
+    reading = asyncio.create_task(api.run(), name="api")
+    serving = asyncio.create_task(server.serve(sockets=[listening]), name="http")
+    stopped = asyncio.create_task(until.wait())
+    try:
+        await asyncio.wait({reading, serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        server.should_exit = True
+        stopped.cancel()
+        reading.cancel()
+        failures = [end for end in await asyncio.gather(reading, serving, return_exceptions=True) if isinstance(end, Exception)]
+        await api.stop()
+    for failure in failures:
+        raise failure.exceptions[0] if isinstance(failure, ExceptionGroup) else failure

@@ -1,0 +1,94 @@
+"""What every HTTP request passes first: only GET and HEAD, before a byte of a body is read, and only under a name of this machine.
+
+Plain ASGI, around everything else. Puts the headers that keep a browser from taking any answer for a page on each of them.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from services.api.problems import MEDIA_TYPE, ProblemFound, Trouble
+
+Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+READ_METHODS = ("GET", "HEAD")
+PATH_CHARACTERS_MAX = 300
+SECURITY_HEADERS: tuple[tuple[bytes, bytes], ...] = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+)
+
+
+class Guard:
+    """The outermost app. `loopback`: only names of this machine are answered to, so that no web page can reach in by rebinding its name."""
+
+    def __init__(self, app: App, *, loopback: bool) -> None:
+        self._app = app
+        self._loopback = loopback
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        problem = self._problem(scope)
+        if problem is not None:
+            await _refuse(problem, str(scope["path"]), send)
+            return
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), *SECURITY_HEADERS]
+            await send(message)
+
+        # HEAD is GET to everything inside; the server leaves the body out.
+        inner = scope if scope["method"] == "GET" else {**scope, "method": "GET", "bazaar.head": True}
+        await self._app(inner, receive, with_headers)
+
+    def _problem(self, scope: Scope) -> ProblemFound | None:
+        if scope["method"] not in READ_METHODS:
+            return ProblemFound(Trouble.METHOD_NOT_ALLOWED)
+        if len(scope["path"]) > PATH_CHARACTERS_MAX:
+            return ProblemFound(Trouble.NOT_FOUND)
+        if self._loopback:
+            hosts = [value for name, value in scope["headers"] if name == b"host"]
+            if len(hosts) > 1 or any(not names_this_machine(host.decode("latin-1")) for host in hosts):
+                return ProblemFound(Trouble.WRONG_HOST)
+        return None
+
+
+def names_this_machine(host: str) -> bool:
+    """Whether a Host header can only mean this machine: `localhost`, or a loopback address, with or without a port."""
+    name = host.strip().lower()
+    if name.startswith("["):
+        name, bracket, port = name[1:].partition("]")
+        if not bracket or (port and not port.startswith(":")):
+            return False
+    elif name.count(":") <= 1:
+        name = name.partition(":")[0]
+    if name.rstrip(".") == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+async def _refuse(problem: ProblemFound, path: str, send: Send) -> None:
+    body = problem.body(path[:PATH_CHARACTERS_MAX])
+    headers = [
+        (b"content-type", MEDIA_TYPE.encode()),
+        (b"content-length", str(len(body)).encode()),
+        (b"connection", b"close"),  # whatever the request still holds is not read
+        *((name.encode(), value.encode()) for name, value in problem.headers.items()),
+        *SECURITY_HEADERS,
+    ]
+    await send({"type": "http.response.start", "status": problem.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,201 @@
+"""The market as the API has folded it, with everything that answers are made of: indexes, heartbeats, recent events, rows not yet on disk.
+
+Changed in one place only, `fold`, between two awaits, so whoever reads without awaiting reads one moment of the market. Does no I/O.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import msgspec
+
+from events.jobs import JobMatched
+from events.log import StoredPage
+from events.market import PolicyChanged
+from events.page import Record
+from events.wire import BeatView
+from projections.jobs import TERMINAL, Job
+from projections.market import FINISHED_KEPT, Market
+from projections.nodes import NodeState
+from services.api.event_feed import EventFeed, Owner
+from services.api.market_views import remembered
+from services.api.read_model import FinishedJob, Progress
+from services.api.standing import Standing
+from services.api.telemetry import Telemetry
+from services.api.views import JobView, job_view
+from services.follower import Follower
+
+_encoder = msgspec.json.Encoder()
+
+
+class Batch(NamedTuple):
+    """What goes to disk in one transaction."""
+
+    jobs: list[FinishedJob]
+    places: list[tuple[str, int]]
+    progress: Progress
+
+
+class Mirror:
+    """The folded market. `on_disk_pages`: up to which page the read model's rows are there already."""
+
+    def __init__(self, follower: Follower, *, log_created: str, on_disk_pages: int, now_ms: int) -> None:
+        self.follower = follower
+        self.telemetry = Telemetry(now_ms)
+        self.standing = Standing(follower.market)
+        self.hour = remembered(follower.market.jobs)
+        self.feed = EventFeed(follower.market.last_seq)
+        self.version = 0
+        """Counts the changes of anything that an answer may be made of."""
+        self._log_created = log_created
+        self._on_disk_pages = on_disk_pages
+        self._jobs: dict[str, FinishedJob] = {}
+        self._places: list[tuple[str, int]] = []
+        self._recent: dict[str, FinishedJob] = {}
+        self._waiters: list[tuple[int, asyncio.Future[None]]] = []
+
+    @property
+    def market(self) -> Market:
+        """As far as it is folded."""
+        return self.follower.market
+
+    # --- changing ---
+
+    def fold(self, stored: StoredPage) -> None:
+        """The next page of the ledger. Raises LogCorrupt."""
+        page, folded = self.follower.fold(stored)
+        touched: dict[str, None] = {}
+        for record, _ in folded:
+            job_id: str | None = getattr(record.event, "job_id", None)
+            if job_id is not None:
+                touched[job_id] = None
+            self._note(record, job_id)
+        for job_id in touched:
+            self._touch(job_id, page.first_seq)
+            if stored.position > self._on_disk_pages:
+                self._places.append((job_id, stored.position))
+        self.version += 1
+        self._wake()
+
+    def _note(self, record: Record, job_id: str | None) -> None:
+        event, job = record.event, None if job_id is None else self.market.jobs.get(job_id)
+        self.feed.add(record, None if job is None else owner_of(job))
+        if isinstance(event, JobMatched) and job is not None:
+            self.hour.matched(record.time_ms, record.time_ms - job.submitted_ms)
+        elif isinstance(event, PolicyChanged):
+            self.standing.reorder()
+
+    def _touch(self, job_id: str, first_seq: int) -> None:
+        job = self.market.jobs.get(job_id)
+        self.standing.touch(job_id, job)
+        if job is None or job.state not in TERMINAL or job.updated_seq < first_seq:
+            return
+        self.hour.ended(job.ended_ms)
+        row = finished_row(job, self.market)
+        if self.market.pages > self._on_disk_pages:
+            self._jobs[job_id] = row
+        self._recent[job_id] = row
+        if len(self._recent) > FINISHED_KEPT:
+            del self._recent[next(iter(self._recent))]
+
+    def heard(self, view: BeatView, now_ms: int) -> None:
+        """A node's heartbeat, passed on by the matcher."""
+        node = self.market.nodes.get(view.beat.node_id)
+        if node is None or node.wallet != view.wallet or node.presence is not NodeState.OFFERED:
+            return
+        self.telemetry.note(view, now_ms)
+        self.version += 1
+
+    # --- waiting ---
+
+    async def reached(self, seq: int, timeout_s: float) -> bool:
+        """Whether the event with this sequence is folded, after waiting for it for so long."""
+        if self.market.last_seq >= seq:
+            return True
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        entry = (seq, waiter)
+        self._waiters.append(entry)
+        try:
+            await asyncio.wait_for(waiter, timeout_s)
+        except TimeoutError:
+            pass
+        finally:
+            if entry in self._waiters:
+                self._waiters.remove(entry)
+        return self.market.last_seq >= seq
+
+    def _wake(self) -> None:
+        last_seq = self.market.last_seq
+        if self._waiters:
+            for seq, waiter in self._waiters:
+                if seq <= last_seq and not waiter.done():
+                    waiter.set_result(None)
+            self._waiters = [entry for entry in self._waiters if entry[0] > last_seq]
+        self.feed.wake()
+
+    # --- reading ---
+
+    def view_of(self, job: Job) -> JobView:
+        """The JSON of a job that has not ended, now."""
+        lease = None if job.run is None else self.telemetry.lease(job.run.epoch)
+        position = self.standing.queue.position(job.submitted.job_id)
+        return job_view(job, self.market, lease_phase=None if lease is None else lease.phase, queue_position=position)
+
+    def finished(self, job_id: str) -> FinishedJob | None:
+        """A job that has ended lately or is not on disk yet."""
+        return self._recent.get(job_id) or self._jobs.get(job_id)
+
+    def unwritten(self) -> Iterable[FinishedJob]:
+        """Jobs that have ended and are not on disk yet."""
+        return self._jobs.values()
+
+    def unwritten_places(self, job_id: str) -> list[int]:
+        """Pages that speak of a job and are not listed on disk yet."""
+        return [page for name, page in self._places if name == job_id]
+
+    # --- to disk ---
+
+    @property
+    def unwritten_rows(self) -> int:
+        return len(self._jobs) + len(self._places)
+
+    def batch(self) -> Batch | None:
+        """What the disk does not know yet; None when nothing."""
+        market = self.market
+        if market.pages <= self._on_disk_pages:
+            return None
+        progress = Progress(self._log_created, market.pages, market.last_seq, market.page_hash)
+        return Batch(list(self._jobs.values()), list(self._places), progress)
+
+    def written(self, batch: Batch) -> None:
+        """The batch is on disk."""
+        for row in batch.jobs:
+            if self._jobs.get(row.job_id) is row:
+                del self._jobs[row.job_id]
+        del self._places[: len(batch.places)]
+        self._on_disk_pages = batch.progress.pages
+
+
+def owner_of(job: Job) -> Owner:
+    """Who may see what is said of a job."""
+    return Owner(job.buyer, job.submitted.org_id)
+
+
+def finished_row(job: Job, market: Market) -> FinishedJob:
+    """A job that has just ended, as it will be kept."""
+    view = job_view(job, market)
+    return FinishedJob(
+        submitted_seq=job.submitted_seq,
+        job_id=view.id,
+        ended_seq=job.updated_seq,
+        submitted_ms=job.submitted_ms,
+        state=view.state,
+        buyer=job.buyer,
+        node=view.node,
+        org=view.org,
+        group=view.group,
+        labels=tuple(f"{key}={value}" for key, value in view.labels.items()),
+        body=_encoder.encode(view),
+    )

@@ -1,0 +1,180 @@
+"""The endpoints as a FastAPI app: paths, headers, conditional requests, problems, and the document that describes them.
+
+Answers are bytes that the desk has made; nothing here looks into them. Interactive documentation pages are off: they would load scripts
+from elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+from fastapi import FastAPI, Request
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+
+from services.api.access import http_viewer
+from services.api.asking import Endpoint
+from services.api.desk import Answer, Desk
+from services.api.problems import MEDIA_TYPE, Problem, ProblemFound, Trouble
+from services.api.queries import EVERYWHERE, Parameter
+
+TITLE = "GPU Bazaar query API"
+SEQ_HEADER = "x-stream-seq"
+Readiness = Callable[[], str | None]
+"""Why the API is not ready; None when it is."""
+
+
+class Health(msgspec.Struct, frozen=True, kw_only=True):
+    """The process answers."""
+
+    status: str
+    version: str
+
+
+class Ready(msgspec.Struct, frozen=True, kw_only=True):
+    """Answers are as new as the ledger."""
+
+    status: str
+    as_of_seq: int
+
+
+def make_app(desk: Desk, readiness: Readiness, *, is_loopback: bool, version: str) -> FastAPI:
+    """The app over a desk."""
+    app = FastAPI(title=TITLE, version=version, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app.add_exception_handler(ProblemFound, _on_problem)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(Exception, _on_failure)
+    for endpoint in desk.endpoints:
+        _add(app, endpoint.path, _reading(desk, endpoint, is_loopback=is_loopback), endpoint)
+
+    async def healthz() -> Response:
+        return _json(msgspec.json.encode(Health(status="ok", version=version)))
+
+    async def readyz() -> Response:
+        why = readiness()
+        if why is not None or desk.source is None:
+            raise ProblemFound(Trouble.NOT_READY, why or "")
+        return _json(msgspec.json.encode(Ready(status="ready", as_of_seq=desk.source.mirror.market.last_seq)))
+
+    async def openapi() -> Response:
+        return _json(msgspec.json.encode(app.openapi()))
+
+    _add(app, "/healthz", healthz, Endpoint("/healthz", _nowhere, Health, "Whether the process is alive."), plain=True)
+    _add(app, "/readyz", readyz, Endpoint("/readyz", _nowhere, Ready, "Whether answers are as new as the ledger."), plain=True)
+    app.add_api_route("/openapi.json", openapi, include_in_schema=False)
+    shapes: list[type[msgspec.Struct]] = [Problem, Health, Ready, *(endpoint.shape for endpoint in desk.endpoints)]
+    app.openapi = lambda: _document(app, shapes)  # type: ignore[method-assign]
+    return app
+
+
+def _reading(desk: Desk, endpoint: Endpoint, *, is_loopback: bool) -> Callable[[Request], Awaitable[Response]]:
+    async def read(request: Request) -> Response:
+        viewer = http_viewer(desk.ready_source().mirror.market, request.headers, is_loopback=is_loopback, now_ms=desk.now_ms())
+        pairs = tuple(request.query_params.multi_items())
+        answer = await desk.answer(endpoint, request.path_params.get("name", ""), pairs, viewer)
+        return _respond(request, answer)
+
+    return read
+
+
+def _respond(request: Request, answer: Answer) -> Response:
+    headers = {"etag": answer.etag, SEQ_HEADER: str(answer.as_of_seq), "cache-control": "no-cache", "vary": "authorization, x-auth-token"}
+    if answer.next_query is not None:
+        headers["link"] = f'<{quote(request.url.path)}?{answer.next_query}>; rel="next"'
+    if _knows(request.headers.get("if-none-match", ""), answer.etag):
+        return Response(status_code=304, headers=headers)
+    return _json(answer.body, headers)
+
+
+def _knows(if_none_match: str, etag: str) -> bool:
+    """Weak comparison, as RFC 9110 asks for with If-None-Match."""
+    opaque = etag.removeprefix("W/")
+    return any(known.strip() == "*" or known.strip().removeprefix("W/") == opaque for known in if_none_match.split(","))
+
+
+def _json(body: bytes, headers: dict[str, str] | None = None) -> Response:
+    return Response(body, headers={"cache-control": "no-cache"} | (headers or {}), media_type="application/json")
+
+
+# --- problems ---
+
+
+def problem_response(problem: ProblemFound, path: str) -> Response:
+    """The answer that a problem is."""
+    headers = {"cache-control": "no-store", **problem.headers}
+    return Response(problem.body(quote(path)), problem.status, headers, media_type=MEDIA_TYPE)
+
+
+async def _on_problem(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ProblemFound)
+    return problem_response(error, request.url.path)
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return problem_response(ProblemFound(Trouble.NOT_FOUND if error.status_code == 404 else Trouble.INTERNAL), request.url.path)
+
+
+async def _on_failure(request: Request, error: Exception) -> Response:
+    return problem_response(ProblemFound(Trouble.INTERNAL), request.url.path)
+
+
+# --- the document ---
+
+
+async def _nowhere(asked: Any) -> Any:
+    raise AssertionError("served by the app itself")
+
+
+def _add(app: FastAPI, path: str, handler: Callable[..., Awaitable[Response]], endpoint: Endpoint, *, plain: bool = False) -> None:
+    parameters = [] if plain else [_parameter(parameter) for parameter in (*endpoint.parameters, *EVERYWHERE)]
+    if "{name}" in path:
+        parameters.insert(0, {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}, "description": "The id."})
+    problem = {"description": "A problem.", "content": {MEDIA_TYPE: {"schema": _reference(Problem)}}}
+    app.add_api_route(
+        path,
+        handler,
+        methods=["GET"],
+        summary=endpoint.summary,
+        operation_id=endpoint.shape.__name__ + path.replace("/", "_").replace("{name}", "one").replace(".", "_"),
+        response_class=Response,
+        responses={
+            200: {"description": endpoint.summary, "content": {"application/json": {"schema": _answer_schema(endpoint.shape, plain)}}},
+            **({} if plain else {304: {"description": "Nothing has changed since the ETag that was sent."}}),
+            **({400: problem} if not plain else {}),
+            **({404: problem} if "{name}" in path else {}),
+            503: problem,
+        },
+        openapi_extra={"parameters": parameters},
+    )
+
+
+def _parameter(parameter: Parameter) -> dict[str, Any]:
+    schema: dict[str, Any] = dict(parameter.schema)
+    if parameter.many:
+        schema = {"type": "array", "items": schema}
+    return {"name": parameter.name, "in": "query", "required": False, "description": parameter.about, "schema": schema}
+
+
+def _reference(shape: type[msgspec.Struct]) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{shape.__name__}"}
+
+
+def _answer_schema(shape: type[msgspec.Struct], plain: bool) -> dict[str, Any]:
+    if plain:
+        return dict(_reference(shape))
+    seq = {"type": "integer", "description": "The sequence of the last event that the answer takes into account."}
+    return {"allOf": [_reference(shape), {"type": "object", "properties": {"as_of_seq": seq}, "required": ["as_of_seq"]}]}
+
+
+def _document(app: FastAPI, shapes: list[type[msgspec.Struct]]) -> dict[str, Any]:
+    if app.openapi_schema is None:
+        document = get_openapi(title=app.title, version=app.version, routes=app.routes, openapi_version="3.1.0")
+        _, components = msgspec.json.schema_components(list(dict.fromkeys(shapes)), ref_template="#/components/schemas/{name}")
+        document.setdefault("components", {})["schemas"] = components
+        app.openapi_schema = document
+    return app.openapi_schema

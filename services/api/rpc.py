@@ -1,0 +1,92 @@
+"""The same answers over NATS: `rpc.quote.<wallet>` and `rpc.read.<wallet>`. The subject proves who asks; nobody else is told anything.
+
+Where an answer goes cannot be seen here (the account's import names its own reply), so no problem holds bytes that the asker chose.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+import structlog
+from msgspec import Meta
+
+from events import wire
+from events.codec import Malformed
+from events.connection import Connection
+from events.errors import BazaarError
+from events.nats_client import Message
+from events.reasons import Refusal
+from services.api.access import wallet_viewer
+from services.api.desk import Desk
+from services.api.problems import ProblemFound, Trouble
+from services.api.quoting import quoted
+
+log = structlog.get_logger("api")
+
+CONCURRENCY = 8
+ANSWER_BYTES_MAX = 1 << 20
+
+_Name = Annotated[str, Meta(max_length=64)]
+_Text = Annotated[str, Meta(max_length=500)]
+_Texts = Annotated[list[_Text], Meta(max_length=32)]
+
+
+class ReadRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """`rpc.read`: a path of the HTTP API and its query. The answer is the body that HTTP would give, a problem included."""
+
+    path: Annotated[str, Meta(max_length=300)]
+    query: Annotated[
+        dict[Annotated[str, Meta(max_length=64)], _Text | Annotated[list[_Text], Meta(max_length=32)]], Meta(max_length=32)
+    ] = {}
+
+
+class Rpc:
+    """Answers wallets."""
+
+    def __init__(self, connection: Connection, desk: Desk) -> None:
+        self._connection = connection
+        self._desk = desk
+
+    async def start(self) -> None:
+        """Listen."""
+        await self._connection.subscribe("rpc.quote.*", self._on_quote, concurrency=CONCURRENCY)
+        await self._connection.subscribe("rpc.read.*", self._on_read, concurrency=CONCURRENCY)
+
+    async def _on_quote(self, message: Message) -> None:
+        if message.reply:
+            await self._reply(message, wire.encode(self._quote(message.subject.rpartition(".")[2], message.data)))
+
+    def _quote(self, wallet: str, data: bytes) -> wire.QuoteAnswer:
+        source = self._desk.source
+        assert source is not None, "wallets are answered once there is something to answer from"
+        try:
+            request = wire.decode(data, wire.QuoteRequest)
+        except Malformed:
+            return wire.QuoteAnswer(as_of_seq=source.mirror.market.last_seq, failure=wire.Failure(code=Refusal.MALFORMED))
+        return quoted(source.mirror, request, wallet, self._desk.now_ms())
+
+    async def _on_read(self, message: Message) -> None:
+        if message.reply:
+            await self._reply(message, await self._read(message.subject.rpartition(".")[2], message.data))
+
+    async def _read(self, wallet: str, data: bytes) -> bytes:
+        try:
+            request = wire.decode(data, ReadRequest)
+            endpoint, name = self._desk.find(request.path)
+            pairs = tuple((key, text) for key, given in request.query.items() for text in ([given] if isinstance(given, str) else given))
+            viewer = wallet_viewer(self._desk.ready_source().mirror.market, wallet)
+            answer = await self._desk.answer(endpoint, name, pairs, viewer)
+            if len(answer.body) > ANSWER_BYTES_MAX:
+                raise ProblemFound(Trouble.ANSWER_TOO_LARGE)
+            return answer.body
+        except Malformed:
+            return ProblemFound(Refusal.MALFORMED).body()
+        except ProblemFound as problem:
+            return ProblemFound(problem.code).body()
+
+    async def _reply(self, message: Message, data: bytes) -> None:
+        try:
+            await self._connection.respond(message, data)
+        except BazaarError as error:
+            log.debug("an answer was lost", why=error.why or str(error))

@@ -1,0 +1,307 @@
+"""What a reader sees of jobs and nodes: the contract's JSON, field by field, from the fold and the last heartbeats. Pure.
+
+Names here are the API's, so they change only with the contract. `None` is written as `null`; nothing is left out.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from events.values import Isolation
+from projections.jobs import HELD, QUEUED, TERMINAL, Job, Run
+from projections.market import Market
+from projections.nodes import Node, NodeState, free_cards
+from services.api.telemetry import Telemetry
+
+OUTPUT_KEPT_MS = 30 * 86_400_000
+
+
+class GpuView(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A card that a job has."""
+
+    index: int | None
+    uuid: str
+    model: str | None
+    vram_mib: int | None
+
+
+class JobView(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A job. What belongs to an attempt is that of the present one, or of the last; a queued job has none."""
+
+    id: str
+    state: str
+    reason: str | None
+    detail: str | None
+    phase: str | None
+    kind: str
+    name: str | None
+    buyer: str
+    buyer_alias: str | None
+    org: str | None
+    group: str | None
+    labels: dict[str, str]
+    node: str | None
+    node_name: str | None
+    gpus: list[GpuView]
+    num_gpus: int
+    image: str | None
+    price_uusd_per_gpu_hour: int | None
+    max_price_uusd_per_gpu_hour: int | None
+    priority: int
+    queue_position: int | None
+    attempt: int
+    epoch: int | None
+    exit_code: int | None
+    submitted_ms: int
+    matched_ms: int | None
+    started_ms: int | None
+    ended_ms: int | None
+    updated_ms: int
+    timeout_s: int
+    estimate_s: int | None
+    charged_uusd: int | None
+    ran_ms: int | None
+    stdout_bytes: int | None
+    stderr_bytes: int | None
+    results_bytes: int | None
+    results_sha256: str | None
+    kept_until_ms: int | None
+    closing: bool
+    submitted_seq: int
+    updated_seq: int
+
+
+def job_view(job: Job, market: Market, *, lease_phase: str | None = None, queue_position: int | None = None) -> JobView:
+    """The JSON of a job. `lease_phase`: what its node says is going on."""
+    asked, run, is_over = job.submitted, shown_run(job), job.state in TERMINAL
+    node = None if run is None else market.nodes.get(run.node_id)
+    has_reported = is_over and run is not None and run.ended_ms > 0
+    return JobView(
+        id=asked.job_id,
+        state=job.state.value,
+        reason=None if job.reason is None else job.reason.value,
+        detail=(None if job.run is None else job.run.detail) or None,
+        phase=(lease_phase or None) if job.state in HELD else None,
+        kind=asked.kind.value,
+        name=asked.name,
+        buyer=job.buyer,
+        buyer_alias=_alias(market, asked.org_id, job.buyer),
+        org=asked.org_id,
+        group=asked.group_id,
+        labels=asked.labels,
+        node=None if run is None else run.node_id,
+        node_name=None if node is None else node.offer.name,
+        gpus=[] if run is None else _gpus(run, node),
+        num_gpus=asked.requirements.num_gpus,
+        image=_image(job, node),
+        price_uusd_per_gpu_hour=None if run is None else run.price_uusd_per_gpu_hour,
+        max_price_uusd_per_gpu_hour=job.max_price_uusd_per_gpu_hour,
+        priority=job.priority,
+        queue_position=queue_position,
+        attempt=job.attempts,
+        epoch=None if run is None else run.epoch,
+        exit_code=run.exit_code if is_over and run is not None else None,
+        submitted_ms=job.submitted_ms,
+        matched_ms=None if run is None else run.matched_ms,
+        started_ms=(None if run is None else run.started_ms) or None,
+        ended_ms=job.ended_ms or None,
+        updated_ms=job.updated_ms,
+        timeout_s=job.timeout_s,
+        estimate_s=asked.estimate_s,
+        charged_uusd=job.charged_uusd if is_over or job.charged_uusd else None,
+        ran_ms=run.ran_ms if has_reported and run is not None else None,
+        stdout_bytes=run.stdout_bytes if has_reported and run is not None else None,
+        stderr_bytes=run.stderr_bytes if has_reported and run is not None else None,
+        results_bytes=run.results_bytes if has_reported and run is not None else None,
+        results_sha256=None if run is None or run.results is None else run.results.sha256,
+        kept_until_ms=job.ended_ms + OUTPUT_KEPT_MS if has_reported else None,
+        closing=job.closing,
+        submitted_seq=job.submitted_seq,
+        updated_seq=job.updated_seq,
+    )
+
+
+def shown_run(job: Job) -> Run | None:
+    """The attempt that a reader is told of: while a job is queued again, none."""
+    return None if job.state is QUEUED else job.run
+
+
+def without_secrets(view: JobView) -> JobView:
+    """The same job for a stranger: that it is there and what it holds, not what it is called or what it says."""
+    return msgspec.structs.replace(view, name=None, labels={}, detail=None, buyer_alias=None)
+
+
+def _alias(market: Market, org_id: str | None, wallet: str) -> str | None:
+    org = market.identity.orgs.get(org_id or "")
+    return None if org is None else org.aliases.get(wallet)
+
+
+def _gpus(run: Run, node: Node | None) -> list[GpuView]:
+    known = {} if node is None else {card.uuid: card for card in node.offer.cards}
+    views = []
+    for uuid in run.cards:
+        card = known.get(uuid)  # None: the node offered itself anew without it
+        views.append(
+            GpuView(
+                index=None if card is None else card.index,
+                uuid=uuid,
+                model=None if card is None else card.model,
+                vram_mib=None if card is None else card.vram_mib,
+            )
+        )
+    return sorted(views, key=lambda view: -1 if view.index is None else view.index)
+
+
+def _image(job: Job, node: Node | None) -> str | None:
+    """What was asked for, else what the node takes when nothing is."""
+    asked = job.submitted.program.image
+    if asked is not None or node is None or node.offer.isolation is Isolation.PROCESS:
+        return asked
+    return node.offer.default_image
+
+
+class CardView(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A card of a node. Readings are those of the last heartbeat; `None`: unknown."""
+
+    index: int
+    uuid: str
+    model: str
+    vram_mib: int
+    driver: str | None
+    cuda: int | None
+    simulated: bool
+    healthy: bool
+    state: str
+    """`free`, `taken`, or `unhealthy` when nobody holds it and nobody can."""
+    job: str | None
+    gpu_percent: int | None
+    memory_used_mib: int | None
+    temperature_c: int | None
+    power_w: int | None
+
+
+class NodeView(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A node."""
+
+    id: str
+    name: str
+    owner: str
+    state: str
+    suspect: bool
+    simulated: bool
+    price_uusd_per_gpu_hour: int
+    num_gpus: int
+    gpus_free: int
+    cards: list[CardView]
+    cores: int
+    cores_free: int
+    memory_mib: int
+    memory_free_mib: int
+    isolation: str
+    egress: bool
+    accept: str
+    min_gpus: int
+    labels: dict[str, str]
+    org: str | None
+    default_image: str | None
+    tier: str
+    agent_version: str | None
+    drain_reason: str | None
+    drain_deadline_ms: int | None
+    offered_ms: int
+    first_ms: int
+    updated_ms: int
+    heard_ms: int | None
+    uptime_s: int | None
+    """Since it was last offered; `None` while it is not."""
+    backlog_s: int
+    """When everything that runs there is over at the latest, by the timeouts."""
+    jobs: dict[str, int]
+    """How many attempts ended there in which way."""
+    running: list[str]
+    """Ids of the jobs that hold cards there."""
+    updated_seq: int
+
+
+def node_view(node: Node, market: Market, telemetry: Telemetry, now_ms: int) -> NodeView:
+    """The JSON of a node."""
+    offer = node.offer
+    is_offered = node.presence is NodeState.OFFERED
+    return NodeView(
+        id=offer.node_id,
+        name=offer.name,
+        owner=node.wallet,
+        state=node.state.value,
+        suspect=telemetry.is_suspect(node, market.policy.suspect_s, now_ms),
+        simulated=any(card.simulated for card in offer.cards),
+        price_uusd_per_gpu_hour=node.price_uusd_per_gpu_hour,
+        num_gpus=len(offer.cards),
+        gpus_free=len(free_cards(node)),
+        cards=_cards(node, telemetry),
+        cores=offer.cores,
+        cores_free=offer.cores - node.cores_taken,
+        memory_mib=offer.memory_mib,
+        memory_free_mib=offer.memory_mib - node.memory_taken_mib,
+        isolation=offer.isolation.value,
+        egress=offer.egress,
+        accept=offer.accept.value,
+        min_gpus=offer.min_gpus,
+        labels=offer.labels,
+        org=offer.org_id,
+        default_image=offer.default_image,
+        tier=node.tier.value if node.tier_until_ms > now_ms else "claimed",
+        agent_version=offer.agent_version or None,
+        drain_reason=node.drain_reason or None,
+        drain_deadline_ms=node.drain_deadline_ms,
+        offered_ms=node.offered_ms,
+        first_ms=node.first_ms,
+        updated_ms=node.updated_ms,
+        heard_ms=telemetry.heard_ms(node.node_id),
+        uptime_s=max(0, now_ms - node.offered_ms) // 1000 if is_offered else None,
+        backlog_s=_backlog_s(node, market, now_ms),
+        jobs=node.ended,
+        running=list(dict.fromkeys(allocation.job_id for allocation in node.allocations.values())),
+        updated_seq=node.updated_seq,
+    )
+
+
+def _cards(node: Node, telemetry: Telemetry) -> list[CardView]:
+    views = []
+    for card in sorted(node.offer.cards, key=lambda card: card.index):
+        epoch = node.taken.get(card.uuid)
+        allocation = None if epoch is None else node.allocations.get(epoch)
+        beat = telemetry.card(node.node_id, card.uuid)
+        healthy = card.healthy and (beat is None or beat.healthy)
+        views.append(
+            CardView(
+                index=card.index,
+                uuid=card.uuid,
+                model=card.model,
+                vram_mib=card.vram_mib,
+                driver=card.driver or None,
+                cuda=card.cuda or None,
+                simulated=card.simulated,
+                healthy=healthy,
+                state="taken" if epoch is not None else "free" if healthy else "unhealthy",
+                job=None if allocation is None else allocation.job_id,
+                gpu_percent=None if beat is None else _known(beat.gpu_percent),
+                memory_used_mib=None if beat is None else beat.memory_used_mib,
+                temperature_c=None if beat is None else _known(beat.temperature_c),
+                power_w=None if beat is None else _known(beat.power_w),
+            )
+        )
+    return views
+
+
+def _known(reading: int) -> int | None:
+    return None if reading < 0 else reading
+
+
+def _backlog_s(node: Node, market: Market, now_ms: int) -> int:
+    latest_ms = now_ms
+    for epoch, allocation in node.allocations.items():
+        job = market.jobs.get(allocation.job_id)
+        if job is None or job.run is None or job.run.epoch != epoch or job.state not in HELD:
+            continue
+        latest_ms = max(latest_ms, (job.run.started_ms or now_ms) + job.timeout_s * 1000)
+    return (latest_ms - now_ms + 999) // 1000
