@@ -31,10 +31,10 @@ async def agreed(client: MarketClient, terminal: Terminal, order: JobSubmitted, 
     """The job as it is to be submitted. Raises Complaint (5) when `--now` cannot be had, or the person says no."""
     try:
         quote = await quoted(client, order)
-    except MarketUnreachable as error:
+    except MarketUnreachable:
         if manner.now:
             raise
-        terminal.note(f"no quote at present ({error.why or error.what}); the job is submitted without one")
+        terminal.note("the market gives no quote at present; the job is submitted without one")
         return order
     if quote.only_simulated and terminal.is_interactive and not manner.yes:
         terminal.note("Only simulated cards would do: nothing is computed on a real GPU there.")

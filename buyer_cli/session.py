@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from buyer_cli.caller import Caller
+from events.log_setup import configure
 from events.login import open_client
 from events.market_client import MarketClient
 from events.values import Role
@@ -35,6 +36,7 @@ def passphrases(caller: Caller) -> Passphrases:
 @asynccontextmanager
 async def opened(caller: Caller) -> AsyncIterator[MarketClient]:
     """The market, logged in as the buyer. Raises MarketUnreachable, ConnectionRefused, IdentityError."""
+    configure(caller.settings.home, "bazaar", stderr=False)  # what the connection logs is for the file, not for the person
     client = await open_client(caller.settings, Role.BUYER, passphrases(caller))
     try:
         yield client

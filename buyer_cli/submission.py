@@ -108,7 +108,11 @@ async def _ship(client: MarketClient, terminal: Terminal, plan: Plan) -> tuple[B
             shown = done
 
         local = [_local(file, Path(folder)) for file in plan.files]
-        stored = await files.put_files(asks_files(client), local, progress=progress)
+        try:
+            stored = await files.put_files(asks_files(client), local, progress=progress)
+        except MarketUnreachable as error:
+            hint = "run it again: what is stored already is not sent twice"
+            raise MarketUnreachable("The files could not be stored; nothing was submitted.", why=error.why, hint=hint) from None
     if plan.inputs_bytes >= 1 << 20:
         terminal.note(f"shipped {render.count(len(plan.files), 'file')}, {render.data_size(plan.inputs_bytes)}")
     return stored

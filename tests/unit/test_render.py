@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from buyer_cli import render, render_quote
-from events.wire import QuoteAnswer, QuoteOffer, QuoteStep
+from buyer_cli.job_news import news
+from events.wire import QuoteAnswer, QuoteOffer, QuoteStep, SyncJob
 
 NOW = 1_800_000_000_000
 
@@ -118,3 +119,22 @@ def test_the_most_that_a_job_can_cost_is_said_in_money() -> None:
 
 def test_tables_for_pipes_are_aligned_and_whole() -> None:
     assert ["ID  NAME", "1   a", "22  bbb"] == render.columns(("ID", "NAME"), [("1", "a"), ("22", "bbb")])
+
+
+def seen(state: str, attempt: int = 0, **changes: Any) -> SyncJob:
+    return SyncJob(job_id="j" + "a" * 19, state=state, attempt=attempt, epoch=attempt * 10, price_uusd_per_gpu_hour=400_000, **changes)
+
+
+def test_a_job_that_moves_on_is_told_once() -> None:
+    matched, running = seen("matched", 1), seen("running", 1)
+    assert [] == news(None, seen("queued"), "")
+    assert ["matched: rig at 0.40 USD per GPU-hour"] == news(seen("queued"), matched, "rig")
+    assert ["running"] == news(matched, running, "rig")
+    assert [] == news(running, running, "rig")
+    assert ["matched: rig at 0.40 USD per GPU-hour", "running"] == news(None, running, "rig")
+
+
+def test_an_attempt_that_was_lost_is_told_with_its_reason() -> None:
+    lost = seen("queued", 1, reason="node_lost")
+    assert ["attempt 1 ended: the node was not heard of for a whole lease; queued again"] == news(seen("running", 1), lost, "rig")
+    assert ["matched: rig at 0.40 USD per GPU-hour, attempt 2", "running"] == news(lost, seen("running", 2), "rig")
