@@ -9,6 +9,7 @@ node. `_fresh`: a few nodes that may fit more than before; when they are many, t
 from __future__ import annotations
 
 import heapq
+from bisect import bisect_left
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -301,6 +302,12 @@ class Engine:
         best, before, price, (cores, memory_mib) = None, NEVER, row.key[0], row.room
         self._tally.touched += len(bucket.shapes)
         for shape in bucket.shapes:
+            root = shape.jobs.root
+            so_far = root.most_so_far
+            if so_far is not None:  # most shapes are passed over here: nobody in them pays the price, or nobody early enough
+                at = bisect_left(so_far, price)
+                if at == len(so_far) or root.keys[at] >= before:
+                    continue
             if shape.cores <= cores and shape.memory_mib <= memory_mib and (not shape.avoid or node_id not in shape.avoid):
                 found = shape.jobs.first(price, before)
                 if found is not None:

@@ -7,6 +7,7 @@ this moment. Nothing here orders or prefers; that is `policies.py`.
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Mapping
+from operator import attrgetter
 from typing import NamedTuple
 
 import msgspec
@@ -15,9 +16,10 @@ from events.values import ISOLATION_RANK, TIER_RANK, Accept, Card, Network, Requ
 from projections.jobs import Job
 from projections.market import Market
 from projections.nodes import Node, NodeState, cores_asked, free_cards
-from services.matcher.model_names import model_matches
+from services.matcher.model_names import any_model_matches
 
 MIB = 1 << 20
+SMALLEST_FIRST = attrgetter("vram_mib", "index")
 
 
 class Ask(NamedTuple):
@@ -77,33 +79,33 @@ def has_simulated(node: Node) -> bool:
     return any(card.simulated for card in node.offer.cards)
 
 
-def fits_card(card: Card, requirements: Requirements) -> bool:
-    """Whether a card by itself is what is asked for: healthy, large enough, of the model, with the CUDA version, and among the targets."""
-    models, targets = requirements.gpu_models, requirements.target_cards
-    return (
-        card.healthy
-        and card.vram_mib >= requirements.vram_mib
-        and card.cuda >= requirements.min_cuda
-        and (not models or any(model_matches(model, card.model) for model in models))
-        and (not targets or card.index in targets)
-    )
-
-
 def choose(cards: Iterable[Card], requirements: Requirements) -> tuple[Card, ...] | None:
     """The cards to take of these, or None when they do not do: exactly the targets, else the smallest that suffice, then the lowest index.
     When a total is asked for, the smallest run of neighbours in that order that reaches it. Indices mean nothing without a target node."""
-    wanted = requirements.num_gpus
-    if wanted == 0:
-        return None if requirements.target_cards else ()
-    if requirements.target_cards and (requirements.target_node is None or len(set(requirements.target_cards)) != wanted):
+    wanted, targets = requirements.num_gpus, requirements.target_cards
+    if targets and (requirements.target_node is None or len(set(targets)) != wanted):
         return None
-    fitting = sorted((card for card in cards if fits_card(card, requirements)), key=lambda card: (card.vram_mib, card.index))
+    if wanted == 0:
+        return ()
+    vram_mib, cuda, models = requirements.vram_mib, requirements.min_cuda, requirements.gpu_models
+    fitting = [
+        card
+        for card in cards
+        if card.healthy
+        and card.vram_mib >= vram_mib
+        and card.cuda >= cuda
+        and (not models or any_model_matches(models, card.model))
+        and (not targets or card.index in targets)
+    ]
     if len(fitting) < wanted:
         return None
-    total = requirements.total_vram_mib
+    fitting.sort(key=SMALLEST_FIRST)
+    total_mib = requirements.total_vram_mib
+    if not total_mib:
+        return tuple(fitting[:wanted])
     for first in range(len(fitting) - wanted + 1):
         chosen = fitting[first : first + wanted]
-        if sum(card.vram_mib for card in chosen) >= total:
+        if sum(card.vram_mib for card in chosen) >= total_mib:
             return tuple(chosen)
     return None
 

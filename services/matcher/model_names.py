@@ -36,7 +36,6 @@ def is_harmless(word: str) -> bool:
     return word in HARMLESS_WORDS or _HARMLESS.fullmatch(word) is not None
 
 
-@lru_cache(maxsize=16384)
 def model_matches(asked: str, device: str) -> bool:
     """Whether a card that calls itself `device` is what a buyer calls `asked`."""
     of_device, wanted = words(device), words(asked)
@@ -44,3 +43,9 @@ def model_matches(asked: str, device: str) -> bool:
     if not named:
         return bool(wanted) and wanted <= of_device
     return named <= of_device and all(is_harmless(word) for word in of_device - wanted)
+
+
+@lru_cache(maxsize=16384)
+def any_model_matches(asked: tuple[str, ...], device: str) -> bool:
+    """Whether the card is one of the models asked for."""
+    return any(model_matches(name, device) for name in asked)

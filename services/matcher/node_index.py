@@ -8,22 +8,31 @@ where a queued job asks for them, for else every host name would be a group of i
 from __future__ import annotations
 
 from collections.abc import Container, Hashable, Iterable
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import msgspec
 
 from events.nodes import NodeOffered
-from events.values import Accept, Card, NodeId, Tier
+from events.values import TIER_RANK, Accept, Card, NodeId, Tier
 from projections.market import Market
 from projections.nodes import Node, NodeState
-from services.matcher.feasibility import has_simulated, tier_now
+from services.matcher.feasibility import has_simulated
 from services.matcher.ordered import Block, Ordered, Tally
 
 NodeKey = tuple[int, NodeId]
 """(price, node id): the order within a group."""
 Room = tuple[int, int]
 """(free cores, free memory in MiB)."""
+CORES, MEMORY = itemgetter(0), itemgetter(1)
 Label = tuple[str, str]
+
+BucketKey = tuple[tuple[int, ...], int, int]
+"""(kinds of the free cards, terms, tier)."""
+How = tuple[int, int]
+"""How a job fits: (cards left free, VRAM taken in MiB)."""
+Chosen = dict[Hashable, How | None]
+"""What is known of choosing among certain cards: what was asked of them -> how it fits."""
 
 FOR_EVER_MS = 1 << 62
 
@@ -33,10 +42,12 @@ class NodesByPrice(Ordered[NodeKey, Room]):
 
     __slots__ = ()
 
+    block_rows_max = 32
+
     @staticmethod
     def most(amounts: list[Room]) -> Room:
         """The most cores and the most memory; one node need not have both."""
-        return max([room[0] for room in amounts]), max([room[1] for room in amounts])
+        return max(map(CORES, amounts)), max(map(MEMORY, amounts))
 
     @staticmethod
     def more(one: Room, other: Room) -> Room:
@@ -68,17 +79,18 @@ class NodesByPrice(Ordered[NodeKey, Room]):
 class Bucket:
     """Nodes that a job without a target can tell apart only by price and room."""
 
-    __slots__ = ("door", "example", "free", "key", "nodes", "shapes")
+    __slots__ = ("chosen", "door", "example", "free", "key", "nodes", "shapes")
 
-    def __init__(self, key: Hashable, example: Node, free: tuple[Card, ...], tally: Tally) -> None:
+    def __init__(self, key: BucketKey, example: Node, free: tuple[Card, ...], chosen: Chosen, tally: Tally) -> None:
         self.key = key
         self.example = example
         """Stands for any of the nodes where conditions are concerned."""
         self.free = free
+        self.chosen = chosen
         self.door = door_of(example)
         self.nodes = NodesByPrice(tally)
-        self.shapes: dict[Any, tuple[int, int]] = {}
-        """The shapes of jobs that fit here, each with (cards left free, VRAM taken); kept by the engine."""
+        self.shapes: dict[Any, How] = {}
+        """The shapes of jobs that fit here; kept by the engine."""
 
 
 Door = frozenset[str] | str | None
@@ -128,13 +140,14 @@ class NodeIndex:
     def __init__(self, tally: Tally) -> None:
         self.tally = tally
         self.rows: dict[NodeId, Row] = {}
-        self.buckets: dict[Hashable, Bucket] = {}
+        self.buckets: dict[BucketKey, Bucket] = {}
         self.open: dict[Bucket, int] = {}
         """Buckets with a node in them, each with a price that none of its nodes is below."""
         self.created: list[Bucket] = []
         """New buckets that nobody has taken note of yet."""
         self.labels_asked: set[Label] = set()
         self._labelled: dict[Label, dict[NodeId, None]] = {}
+        self._chosen: dict[tuple[int, ...], Chosen] = {}
         self._kinds: dict[tuple[str, int, int], int] = {}
         self._terms: dict[Terms, int] = {}
         self._sweep_at = 1024
@@ -150,14 +163,14 @@ class NodeIndex:
             return False
         if row.offer is not node.offer:
             self._describe(row, node)
-        tier = tier_now(node, now_ms)
-        row.tier_until_ms = node.tier_until_ms if tier is not Tier.CLAIMED else 0
+        tier = 0 if node.tier_until_ms <= now_ms else TIER_RANK[node.tier]
+        row.tier_until_ms = node.tier_until_ms if tier else 0
         offer, taken = node.offer, node.taken
         free = tuple([kind for uuid, kind, _ in row.cards if uuid not in taken])
         key = (node.price_uusd_per_gpu_hour, node_id)
         room = (offer.cores - node.cores_taken, offer.memory_mib - node.memory_taken_mib)
         bucket_key = (free, row.terms, tier)
-        bucket = self.buckets.get(bucket_key) or self._create(bucket_key, node, row, tier)
+        bucket = self.buckets.get(bucket_key) or self._create(bucket_key, node, row)
         was = row.bucket
         if bucket is was and key == row.key and room == row.room:
             return False
@@ -209,9 +222,10 @@ class NodeIndex:
         row.terms = self._terms.setdefault(terms, len(self._terms))
         row.offer = offer
 
-    def _create(self, key: Hashable, node: Node, row: Row, tier: Tier) -> Bucket:
+    def _create(self, key: BucketKey, node: Node, row: Row) -> Bucket:
         if len(self.buckets) >= self._sweep_at:
             self.buckets = {bucket.key: bucket for bucket in self.buckets.values() if bucket.nodes.size}
+            self._chosen = {bucket.key[0]: bucket.chosen for bucket in self.buckets.values()}
             self._sweep_at = max(1024, 2 * len(self.buckets))
         labels = dict(node.offer.labels.items() & self.labels_asked)
         example = Node(
@@ -223,11 +237,11 @@ class NodeIndex:
             first_ms=0,
             updated_ms=0,
             updated_seq=0,
-            tier=tier,
+            tier=node.tier if row.tier_until_ms else Tier.CLAIMED,
             tier_until_ms=FOR_EVER_MS,
         )
         free = tuple(card for uuid, _, card in row.cards if uuid not in node.taken)
-        bucket = self.buckets[key] = Bucket(key, example, free, self.tally)
+        bucket = self.buckets[key] = Bucket(key, example, free, self._chosen.setdefault(key[0], {}), self.tally)
         self.created.append(bucket)
         return bucket
 

@@ -13,10 +13,6 @@ from typing import Any, Generic, TypeVar
 K = TypeVar("K", bound=Any)
 A = TypeVar("A", bound=Any)
 
-BLOCK_ROWS_MAX = 64
-BLOCK_ROWS_LOW = BLOCK_ROWS_MAX // 4
-"""A block with fewer rows is joined to its neighbour when both fit well into one."""
-
 
 class Tally:
     """How many rows were looked at; what tests assert instead of time."""
@@ -38,13 +34,16 @@ class Block(Generic[K, A]):
         self.amounts = amounts
         self.items = items
         self.most_so_far: list[A] | None = None
-        """The most among the rows up to each one, made when a search wants it; None after a change."""
+        """The most among the rows up to each one, made when a search wants it; None after a change that did not keep it right."""
 
 
 class Ordered(Generic[K, A]):
     """Rows by unique key, each with an amount and an id."""
 
     __slots__ = ("root", "size", "tally")
+
+    block_rows_max = 64
+    """A block with less than a quarter of that is joined to its neighbour when both fit well into one."""
 
     def __init__(self, tally: Tally) -> None:
         self.root: Block[K, A] = Block(True, [], [], [])
@@ -66,6 +65,14 @@ class Ordered(Generic[K, A]):
         """Whether without this amount, `most` may no longer be reached."""
         raise NotImplementedError
 
+    def added(self, block: Block[K, A], index: int) -> None:
+        """A row has come into this leaf: keep `most_so_far` right, or forget it."""
+        block.most_so_far = None
+
+    def removed(self, block: Block[K, A], index: int, amount: A) -> None:
+        """A row with this amount has gone from this place of this leaf."""
+        block.most_so_far = None
+
     def low(self) -> K | None:
         """A key that is not above the first row's; None when there is no row."""
         return self.root.keys[0] if self.size else None
@@ -78,7 +85,7 @@ class Ordered(Generic[K, A]):
         block.keys.insert(index, key)
         block.amounts.insert(index, amount)
         block.items.insert(index, item)
-        block.most_so_far = None
+        self.added(block, index)
         self.size += 1
         for parent, at in reversed(path):
             was = parent.amounts[at]
@@ -87,7 +94,7 @@ class Ordered(Generic[K, A]):
                 break
             parent.amounts[at] = now
             parent.most_so_far = None
-        if len(block.keys) > BLOCK_ROWS_MAX:
+        if len(block.keys) > self.block_rows_max:
             self._split(path, block)
 
     def remove(self, key: K) -> None:
@@ -97,10 +104,10 @@ class Ordered(Generic[K, A]):
         assert block.keys[index] == key, key
         gone = block.amounts[index]
         del block.keys[index], block.amounts[index], block.items[index]
-        block.most_so_far = None
+        self.removed(block, index, gone)
         self.size -= 1
         for parent, at in reversed(path):
-            if len(block.keys) < BLOCK_ROWS_LOW and self._join(parent, at):
+            if 4 * len(block.keys) < self.block_rows_max and self._join(parent, at):
                 block = parent
                 continue
             if not self.reaches(gone, parent.amounts[at]):
@@ -130,7 +137,7 @@ class Ordered(Generic[K, A]):
     def _split(self, path: list[tuple[Block[K, A], int]], block: Block[K, A]) -> None:
         """Halve a block that has grown too long, and its parents where that makes them too long. Amounts on the path are right after it."""
         for parent, at in reversed(path):
-            if len(block.keys) <= BLOCK_ROWS_MAX:
+            if len(block.keys) <= self.block_rows_max:
                 return
             right = self._halve(block)
             parent.amounts[at] = self.most(block.amounts)
@@ -139,7 +146,7 @@ class Ordered(Generic[K, A]):
             parent.items.insert(at + 1, right)
             parent.most_so_far = None
             block = parent
-        if len(block.keys) > BLOCK_ROWS_MAX:
+        if len(block.keys) > self.block_rows_max:
             right = self._halve(block)
             parts = [block, right]
             self.root = Block(False, [part.keys[0] for part in parts], [self.most(part.amounts) for part in parts], parts)
@@ -161,7 +168,7 @@ class Ordered(Generic[K, A]):
             if left < 0:
                 return False
             first, second = parent.items[left], parent.items[left + 1]
-            if len(first.keys) + len(second.keys) > BLOCK_ROWS_MAX * 3 // 4:
+            if len(first.keys) + len(second.keys) > self.block_rows_max * 3 // 4:
                 return False
             first.keys += second.keys
             first.amounts += second.amounts

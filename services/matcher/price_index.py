@@ -5,11 +5,11 @@ Most buyers name a price of their own, so jobs cannot be grouped by it; a search
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from itertools import accumulate
+from bisect import bisect_left, bisect_right
+from itertools import accumulate, islice
 
 from events.values import JobId
-from services.matcher.ordered import Ordered
+from services.matcher.ordered import Block, Ordered
 
 ANY_PRICE = 10**18
 """What a job without a maximum would pay: more than any price."""
@@ -21,6 +21,31 @@ class PriceIndex(Ordered[int, int]):
     """Jobs by their order key; the amount of a row is the most that the job pays."""
 
     __slots__ = ()
+
+    block_rows_max = 512
+
+    def added(self, block: Block[int, int], index: int) -> None:
+        """From the new row to the next that pays more, it pays the most so far."""
+        so_far = block.most_so_far
+        if so_far is not None:
+            price = block.amounts[index]
+            before = so_far[index - 1] if index else -1
+            if price <= before:
+                so_far.insert(index, before)
+            else:
+                end = bisect_left(so_far, price, index)
+                so_far[index:end] = [price] * (end - index + 1)
+
+    def removed(self, block: Block[int, int], index: int, amount: int) -> None:
+        """If the row paid the most so far, those behind it do now, up to the next that pays more."""
+        so_far = block.most_so_far
+        if so_far is not None:
+            del so_far[index]
+            before = so_far[index - 1] if index else -1
+            if amount > before:
+                end = bisect_right(so_far, amount, index)
+                so_far[index:end] = islice(accumulate(block.amounts[index:end], max, initial=before), 1, None)
+                self.tally.touched += end - index
 
     @staticmethod
     def most(amounts: list[int]) -> int:

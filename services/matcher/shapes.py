@@ -13,7 +13,7 @@ import msgspec
 from events.values import JobId, NodeId, Requirements, Wallet
 from projections.nodes import cores_asked
 from services.matcher.feasibility import STATIC, Ask, Scene, choose, obstacle
-from services.matcher.node_index import Bucket
+from services.matcher.node_index import Bucket, How
 from services.matcher.ordered import Tally
 from services.matcher.price_index import PriceIndex
 
@@ -31,7 +31,7 @@ _encoder = msgspec.msgpack.Encoder()
 class Shape:
     """Jobs that differ in price and order only."""
 
-    __slots__ = ("ask", "avoid", "bound", "cores", "jobs", "key", "memory_mib", "number", "target")
+    __slots__ = ("ask", "avoid", "bound", "cards", "cores", "jobs", "key", "memory_mib", "number", "target")
 
     def __init__(self, key: ShapeKey, number: int, requirements: Requirements, tally: Tally) -> None:
         self.key = key
@@ -40,6 +40,15 @@ class Shape:
         self.avoid = key[2]
         self.cores = cores_asked(requirements)
         self.memory_mib = requirements.memory_mib
+        self.cards = (
+            requirements.num_gpus,
+            requirements.vram_mib,
+            requirements.total_vram_mib,
+            requirements.gpu_models,
+            requirements.min_cuda,
+            requirements.target_cards,
+        )
+        """All that `choose` looks at."""
         self.target = requirements.target_node
         self.jobs = PriceIndex(tally)
         self.bound: int | None = None
@@ -59,16 +68,20 @@ def shape_key(requirements: Requirements, buyer: Wallet | None, avoid: frozenset
     return (_encoder.encode(requirements), buyer, avoid)
 
 
-def fit(shape: Shape, bucket: Bucket, scene: Scene) -> tuple[int, int] | None:
-    """(cards left free, VRAM taken) when jobs of this shape, room aside, fit the bucket's nodes now, else None."""
+def fit(shape: Shape, bucket: Bucket, scene: Scene) -> How | None:
+    """How jobs of this shape fit the bucket's nodes now, room aside; None when they do not."""
     if shape.target is not None or (shape.ask.buyer is None) != (bucket.door is None):
         return None
-    if shape.ask.requirements.num_gpus > len(bucket.free):
+    cards, chosen = shape.cards, bucket.chosen
+    how = chosen[cards] if cards in chosen else chosen.setdefault(cards, _choose(shape.ask.requirements, bucket))
+    if how is None or obstacle(shape.ask, bucket.example, scene, TERMS) is not None:
         return None
-    if obstacle(shape.ask, bucket.example, scene, TERMS) is not None:
-        return None
-    chosen = choose(bucket.free, shape.ask.requirements)
-    return None if chosen is None else (len(bucket.free) - len(chosen), sum(card.vram_mib for card in chosen))
+    return how
+
+
+def _choose(requirements: Requirements, bucket: Bucket) -> How | None:
+    taken = choose(bucket.free, requirements)
+    return None if taken is None else (len(bucket.free) - len(taken), sum(card.vram_mib for card in taken))
 
 
 class ShapeTable:
