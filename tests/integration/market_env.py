@@ -80,14 +80,15 @@ class MarketWorld:
     async def stop_matcher(self) -> None:
         """As if it were killed: nothing is said to anybody."""
         assert self._running is not None
-        self._running.cancel()
-        await asyncio.gather(self._running, return_exceptions=True)
+        while not self._running.done():  # one cancellation may be swallowed by a wait that ends at the same moment
+            self._running.cancel()
+            await asyncio.sleep(0.005)
         await self.connection.close()
 
-    async def client(self, session: Session, home: Path | None = None, **options: Any) -> MarketClient:
+    async def client(self, session: Session, home: Path | None = None, *, wait_s: float = 5.0, **options: Any) -> MarketClient:
         client = MarketClient(self.world.url, session, home or self.home, name=f"client {len(self._clients)}", **options)
         self._clients.append(client)
-        return await client.start(wait_s=5.0)
+        return await client.start(wait_s=wait_s)
 
     async def stop(self) -> None:
         for client in self._clients:

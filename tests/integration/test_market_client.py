@@ -12,7 +12,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from integration.broker_env import MARKET_ID, until, world
+from integration.broker_env import MARKET_ID, World, until, world
 from integration.market_env import MarketWorld, a_job, a_market, session_of, signer
 
 from events import home, subjects, wire
@@ -22,7 +22,7 @@ from events.jobs import JobCancelRequested
 from events.login import open_client
 from events.market_client import ask_hello
 from events.reasons import Refusal
-from events.session import SessionStore, make_session, write_session
+from events.session import Session, SessionStore, make_session, write_session
 from events.values import Program, Role
 from events.wallet import Keystore, Passphrases
 from events.wire import OutputAnswer, OutputChunk, OutputFrame, SyncAnswer
@@ -262,7 +262,7 @@ async def test_a_gap_in_the_feed_ends_with_the_whole_state(market: MarketWorld) 
 async def test_a_session_near_its_end_is_followed_by_another_and_nothing_is_lost(market: MarketWorld) -> None:
     renewed = session_of(1)
 
-    async def renew() -> object:
+    async def renew() -> Session:
         return renewed
 
     client = await market.client(session_of(1, validity_ms=60_300), renew=renew)
@@ -273,10 +273,52 @@ async def test_a_session_near_its_end_is_followed_by_another_and_nothing_is_lost
     assert 2 == len(market.matcher.market.identity.keys)
 
 
+async def test_a_login_that_expires_loses_nothing(tmp_path: Path) -> None:
+    short = World(tmp_path / "market")
+    await short.start(login_s_max=2)
+    market = MarketWorld(short, tmp_path / "home")
+    await market.start_matcher()
+    try:
+        client = await market.client(session_of(1))
+        tickets = []
+        while client.connection.generation < 2:
+            tickets += client.enqueue(a_job())
+            await asyncio.sleep(0.01)
+        outcomes = await all_answered(tickets)
+        assert {None} == {outcome.reason for outcome in outcomes}
+        assert len(tickets) == len(market.matcher.market.jobs)
+    finally:
+        await market.stop()
+        await short.stop()
+
+
+async def test_an_expired_key_that_cannot_be_renewed_holds_nothing_up(market: MarketWorld) -> None:
+    client = await market.client(session_of(1))
+    await client.settled(ANSWERED_S)
+    market.matcher.market.identity.keys[client.session.key].expires_ms = 1
+    outcomes = await all_answered([*client.enqueue(a_job()), *client.enqueue(a_job())])
+    assert [Refusal.KEY_EXPIRED] * 2 == [outcome.reason for outcome in outcomes]
+    assert 0 == client.unanswered
+
+
+async def test_an_expired_key_is_followed_by_another_and_its_events_are_signed_again(market: MarketWorld) -> None:
+    renewed = session_of(1)
+
+    async def renew() -> Session:
+        return renewed
+
+    client = await market.client(session_of(1), renew=renew)
+    await client.settled(ANSWERED_S)
+    market.matcher.market.identity.keys[client.session.key].expires_ms = 1
+    outcomes = await all_answered([*client.enqueue(a_job()), *client.enqueue(a_job())])
+    assert [None, None] == [outcome.reason for outcome in outcomes]
+    assert renewed.key == client.session.key
+
+
 async def test_a_session_of_another_market_does_not_get_in(market: MarketWorld) -> None:
     foreign = make_session(signer(1), "cd" * 32, Role.BUYER, now_ms=0, validity_ms=3_600_000)
     with pytest.raises(ConnectionRefused):
-        await market.client(foreign)
+        await market.client(foreign, wait_s=0.0)
 
 
 async def test_a_stranger_learns_the_market_id(market: MarketWorld) -> None:
