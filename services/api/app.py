@@ -24,7 +24,9 @@ from services.api.asking import Source
 from services.api.desk import Desk
 from services.api.guard import Guard
 from services.api.job_endpoints import JOB_ENDPOINTS
+from services.api.live import EVENTS, Streams
 from services.api.market_endpoints import MARKET_ENDPOINTS
+from services.api.output_endpoints import OUTPUT_ENDPOINTS
 from services.api.read_model import ReadModel
 from services.api.routes import make_app
 from services.api.rpc import Rpc
@@ -37,7 +39,7 @@ GRACE_S = 2
 KEEP_ALIVE_S = 15
 BACKLOG = 512
 RETRY_S = 0.5
-ENDPOINTS = (*MARKET_ENDPOINTS, *JOB_ENDPOINTS)
+ENDPOINTS = (*MARKET_ENDPOINTS, *JOB_ENDPOINTS, *OUTPUT_ENDPOINTS, EVENTS)
 
 
 class Api:
@@ -50,6 +52,7 @@ class Api:
         self._snapshot_file = snapshot_file
         self._upkeep: Upkeep | None = None
         self.desk = Desk(ENDPOINTS)
+        self.streams = Streams()
 
     def unready(self) -> str | None:
         """Why this API's answers may be old, or are not there at all; None when it is ready."""
@@ -118,7 +121,7 @@ def is_loopback(listening: socket.socket) -> bool:
 
 def _server(api: Api, listening: socket.socket) -> _Server:
     local = is_loopback(listening)
-    app = make_app(api.desk, api.unready, is_loopback=local, version=metadata.version("gpubazaar"))
+    app = make_app(api.desk, api.streams, api.unready, is_loopback=local, version=metadata.version("gpubazaar"))
     config = uvicorn.Config(
         Guard(app, loopback=local),
         log_config=None,
@@ -146,6 +149,7 @@ async def serve(
     try:
         await asyncio.wait({reading, serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
     finally:
+        api.streams.close()
         server.should_exit = True
         stopped.cancel()
         reading.cancel()

@@ -14,6 +14,7 @@ from urllib.parse import urlencode
 
 import msgspec
 
+from events.errors import BazaarError
 from services.api import queries
 from services.api.access import Viewer
 from services.api.asking import Asked, Endpoint, Reply, Source
@@ -84,7 +85,10 @@ class Desk:
         version = source.mirror.version
         if kept is not None and kept.version == version and kept.second == now_ms // 1000:
             return kept.answer
-        reply = await endpoint.handle(Asked(source, viewer, values, name, now_ms))
+        try:
+            reply = await endpoint.handle(Asked(source, viewer, values, name, now_ms))
+        except BazaarError as error:
+            raise ProblemFound(Trouble.NOT_READY, error.what) from error
         made = _made(reply, pairs)
         if endpoint.keep and version == source.mirror.version:
             if len(self._kept) >= KEPT_ANSWERS:

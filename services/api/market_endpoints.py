@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import msgspec
 
 from events.reasons import Refusal
-from events.values import Requirements
+from events.values import DEFAULT_TIMEOUT_S, Isolation, JobKind, Network, Requirements, Tier
+from events.wire import QuoteRequest
 from projections import snapshot
 from projections.nodes import Node, NodeState
 from services.api import queries
@@ -17,6 +18,7 @@ from services.api.paging import LIMIT_DEFAULT, ByPrice, BySeq
 from services.api.paging import read as read_cursor
 from services.api.paging import write as write_cursor
 from services.api.problems import ProblemFound
+from services.api.quoting import QuoteView, quote_view, quoted
 from services.api.views import NodeView, node_view
 from services.matcher.feasibility import CONDITIONS, Ask, Scene, obstacle
 from services.matcher.policies import POLICIES
@@ -128,6 +130,30 @@ def _cheapest_first(node: Node) -> tuple[int, str]:
     return node.price_uusd_per_gpu_hour, node.node_id
 
 
+async def quotes(asked: Asked) -> Reply:
+    """Who could run this, as `rpc.quote` answers; without a wallet, as a stranger would be served."""
+    viewer, requirements = asked.viewer, requirements_in(asked)
+    if viewer.sees_all:
+        viewer = viewer._replace(wallet=asked.value("buyer"))
+    isolation, tier = asked.value("isolation"), asked.value("min_tier")
+    request = QuoteRequest(
+        requirements=msgspec.structs.replace(
+            requirements,
+            num_gpus=asked.value("gpus", 1),
+            allow_simulated=asked.value("allow_simulated", False),
+            isolation=None if isolation is None else Isolation(isolation),
+            min_tier=None if tier is None else Tier(tier),
+            network=Network(asked.value("network", Network.NONE.value)),
+            target_node=asked.value("node"),
+        ),
+        max_price_uusd_per_gpu_hour=asked.value("max_price"),
+        timeout_s=asked.value("timeout", DEFAULT_TIMEOUT_S[JobKind.BATCH]),
+        org_id=asked.value("org"),
+        job_id=asked.value("job"),
+    )
+    return Reply(asked.as_of_seq, quote_view(quoted(asked.mirror, request, viewer, asked.now_ms)))
+
+
 MARKET_ENDPOINTS = (
     Endpoint("/v1/market", market, MarketView, "Where the market stands.", (queries.DIGEST,), public=True),
     Endpoint("/v1/policy", policy, PolicyView, "The rules in force.", public=True),
@@ -135,4 +161,5 @@ MARKET_ENDPOINTS = (
     Endpoint("/v1/nodes", nodes, NodePage, "Nodes, newest first.", (queries.NODE_STATE, *queries.PAGE), public=True),
     Endpoint("/v1/nodes/{name}", node, NodeView, "One node.", public=True),
     Endpoint("/v1/offers", offers, NodePage, "Offered nodes, cheapest first.", queries.OFFERS, public=True),
+    Endpoint("/v1/quotes", quotes, QuoteView, "Who could run this, and at what price.", queries.QUOTES, public=True),
 )

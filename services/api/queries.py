@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from events import quantities
 from events.quantities import BadValue
-from events.values import ISOLATION_RANK, TIER_RANK, Isolation, Tier
+from events.values import ISOLATION_RANK, TIER_RANK
 from projections.jobs import JobState
 from projections.nodes import NodeState
 from services.api.paging import LIMIT_DEFAULT, LIMIT_MAX
@@ -143,9 +143,6 @@ EVENTS = (FROM_SEQ, *PAGE)
 ATTEMPT = Parameter("attempt", _whole(1, 1000), "Which attempt; the last one when not said.", _NUMBER)
 AFTER = Parameter("cursor", _whole(0, SEQ_MAX), "`cursor` of the answer before.", _NUMBER)
 LOGS = (ATTEMPT, AFTER)
-
-ISOLATIONS = {kind.value: kind for kind in Isolation}
-TIERS = {tier.value: tier for tier in Tier}
 
 
 def read(pairs: Iterable[tuple[str, str]], known: Iterable[Parameter]) -> dict[str, Any]:

@@ -19,11 +19,13 @@ from starlette.exceptions import HTTPException
 from services.api.access import http_viewer
 from services.api.asking import Endpoint
 from services.api.desk import Answer, Desk
+from services.api.live import EVENTS, Streams, wants_stream
 from services.api.problems import MEDIA_TYPE, Problem, ProblemFound, Trouble
 from services.api.queries import EVERYWHERE, Parameter
 
 TITLE = "GPU Bazaar query API"
 SEQ_HEADER = "x-stream-seq"
+Handler = Callable[[Request], Awaitable[Response]]
 Readiness = Callable[[], str | None]
 """Why the API is not ready; None when it is."""
 
@@ -42,14 +44,13 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True):
     as_of_seq: int
 
 
-def make_app(desk: Desk, readiness: Readiness, *, is_loopback: bool, version: str) -> FastAPI:
-    """The app over a desk."""
+def make_app(desk: Desk, streams: Streams, readiness: Readiness, *, is_loopback: bool, version: str) -> FastAPI:
+    """The app over a desk. `is_loopback`: who connects without a token may see everything."""
     app = FastAPI(title=TITLE, version=version, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
-    app.add_exception_handler(ProblemFound, _on_problem)
-    app.add_exception_handler(HTTPException, _on_http_exception)
-    app.add_exception_handler(Exception, _on_failure)
+    _answer_problems(app, desk)
     for endpoint in desk.endpoints:
-        _add(app, endpoint.path, _reading(desk, endpoint, is_loopback=is_loopback), endpoint)
+        read = _reading(desk, endpoint, is_loopback=is_loopback)
+        _add(app, endpoint.path, _following(desk, streams, read, is_loopback=is_loopback) if endpoint is EVENTS else read, endpoint)
 
     async def healthz() -> Response:
         return _json(msgspec.json.encode(Health(status="ok", version=version)))
@@ -71,7 +72,7 @@ def make_app(desk: Desk, readiness: Readiness, *, is_loopback: bool, version: st
     return app
 
 
-def _reading(desk: Desk, endpoint: Endpoint, *, is_loopback: bool) -> Callable[[Request], Awaitable[Response]]:
+def _reading(desk: Desk, endpoint: Endpoint, *, is_loopback: bool) -> Handler:
     async def read(request: Request) -> Response:
         viewer = http_viewer(desk.ready_source().mirror.market, request.headers, is_loopback=is_loopback, now_ms=desk.now_ms())
         pairs = tuple(request.query_params.multi_items())
@@ -81,8 +82,24 @@ def _reading(desk: Desk, endpoint: Endpoint, *, is_loopback: bool) -> Callable[[
     return read
 
 
+def _following(desk: Desk, streams: Streams, read: Handler, *, is_loopback: bool) -> Handler:
+    async def follow(request: Request) -> Response:
+        if not wants_stream(request):
+            return await read(request)
+        source = desk.ready_source()
+        viewer = http_viewer(source.mirror.market, request.headers, is_loopback=is_loopback, now_ms=desk.now_ms())
+        return streams.respond(request, source, viewer)
+
+    return follow
+
+
 def _respond(request: Request, answer: Answer) -> Response:
-    headers = {"etag": answer.etag, SEQ_HEADER: str(answer.as_of_seq), "cache-control": "no-cache", "vary": "authorization, x-auth-token"}
+    headers = {
+        "etag": answer.etag,
+        SEQ_HEADER: str(answer.as_of_seq),
+        "cache-control": "no-cache",
+        "vary": "accept, authorization, x-auth-token",
+    }
     if answer.next_query is not None:
         headers["link"] = f'<{quote(request.url.path)}?{answer.next_query}>; rel="next"'
     if _knows(request.headers.get("if-none-match", ""), answer.etag):
@@ -103,24 +120,28 @@ def _json(body: bytes, headers: dict[str, str] | None = None) -> Response:
 # --- problems ---
 
 
-def problem_response(problem: ProblemFound, path: str) -> Response:
-    """The answer that a problem is."""
-    headers = {"cache-control": "no-store", **problem.headers}
-    return Response(problem.body(quote(path)), problem.status, headers, media_type=MEDIA_TYPE)
+def _answer_problems(app: FastAPI, desk: Desk) -> None:
+    """Whatever goes wrong below `/v1` is answered as a problem, with where the ledger stood."""
 
+    def respond(request: Request, problem: ProblemFound) -> Response:
+        seq = None if desk.source is None else desk.source.mirror.market.last_seq
+        headers = {"cache-control": "no-store", **problem.headers}
+        return Response(problem.body(quote(request.url.path), seq), problem.status, headers, media_type=MEDIA_TYPE)
 
-async def _on_problem(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ProblemFound)
-    return problem_response(error, request.url.path)
+    async def on_problem(request: Request, error: Exception) -> Response:
+        assert isinstance(error, ProblemFound)
+        return respond(request, error)
 
+    async def on_http_exception(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return respond(request, ProblemFound(Trouble.NOT_FOUND if error.status_code == 404 else Trouble.INTERNAL))
 
-async def _on_http_exception(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return problem_response(ProblemFound(Trouble.NOT_FOUND if error.status_code == 404 else Trouble.INTERNAL), request.url.path)
+    async def on_failure(request: Request, error: Exception) -> Response:
+        return respond(request, ProblemFound(Trouble.INTERNAL))
 
-
-async def _on_failure(request: Request, error: Exception) -> Response:
-    return problem_response(ProblemFound(Trouble.INTERNAL), request.url.path)
+    app.add_exception_handler(ProblemFound, on_problem)
+    app.add_exception_handler(HTTPException, on_http_exception)
+    app.add_exception_handler(Exception, on_failure)
 
 
 # --- the document ---
@@ -143,7 +164,7 @@ def _add(app: FastAPI, path: str, handler: Callable[..., Awaitable[Response]], e
         operation_id=endpoint.shape.__name__ + path.replace("/", "_").replace("{name}", "one").replace(".", "_"),
         response_class=Response,
         responses={
-            200: {"description": endpoint.summary, "content": {"application/json": {"schema": _answer_schema(endpoint.shape, plain)}}},
+            200: {"description": endpoint.summary, "content": _content(endpoint, plain)},
             **({} if plain else {304: {"description": "Nothing has changed since the ETag that was sent."}}),
             **({400: problem} if not plain else {}),
             **({404: problem} if "{name}" in path else {}),
@@ -158,6 +179,13 @@ def _parameter(parameter: Parameter) -> dict[str, Any]:
     if parameter.many:
         schema = {"type": "array", "items": schema}
     return {"name": parameter.name, "in": "query", "required": False, "description": parameter.about, "schema": schema}
+
+
+def _content(endpoint: Endpoint, plain: bool) -> dict[str, Any]:
+    content: dict[str, Any] = {"application/json": {"schema": _answer_schema(endpoint.shape, plain)}}
+    if endpoint is EVENTS:
+        content["text/event-stream"] = {"schema": {"type": "string"}}
+    return content
 
 
 def _reference(shape: type[msgspec.Struct]) -> dict[str, str]:

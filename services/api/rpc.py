@@ -64,7 +64,7 @@ class Rpc:
             request = wire.decode(data, wire.QuoteRequest)
         except Malformed:
             return wire.QuoteAnswer(as_of_seq=source.mirror.market.last_seq, failure=wire.Failure(code=Refusal.MALFORMED))
-        return quoted(source.mirror, request, wallet, self._desk.now_ms())
+        return quoted(source.mirror, request, wallet_viewer(source.mirror.market, wallet), self._desk.now_ms())
 
     async def _on_read(self, message: Message) -> None:
         if message.reply:
