@@ -17,7 +17,7 @@ from events.errors import MarketUnreachable
 from events.home import Settings
 
 TIMEOUT_S = 15.0
-PAGE = 200
+PAGE = 500
 BODY_BYTES_MAX = 64 << 20
 
 
@@ -55,7 +55,7 @@ class Api:
         found: list[dict[str, Any]] = []
         cursor: object = None
         while True:
-            page = self.get(path, {**(query or {}), "limit": PAGE, "cursor": cursor})
+            page = self.get(path, {**(query or {}), "limit": min(PAGE, most), "cursor": cursor})
             found += page.get("items", [])
             cursor = page.get("next_cursor")
             if not cursor or len(found) >= most:

@@ -47,12 +47,13 @@ class Following(NamedTuple):
 class Follower:
     """Follows one job. `order` makes the reasons of a wait available."""
 
-    def __init__(self, job_id: str, order: JobSubmitted | None, wants: Following) -> None:
+    def __init__(self, job_id: str, order: JobSubmitted | None, wants: Following, *, seen: SyncJob | None = None) -> None:
+        """`seen`: what the person knows already; only what is new is told."""
         self.job_id = job_id
         self._order = order
         self._wants = wants
         self._moved = asyncio.Event()
-        self._seen: SyncJob | None = None
+        self._seen = seen
         self._told: dict[str, str] = {}
         self._live: Any = None
         self._live_subject = ""
@@ -152,8 +153,9 @@ class Follower:
             text = await self._reason_of_wait(self._order)
         elif now.state in ("claimed", "starting"):
             text = await self._phase()
-        if text and self._told.get(now.state) != text:
-            self._told[now.state] = text
+        news = text.partition(", free in")[0]  # a countdown is no news
+        if text and self._told.get(now.state) != news:
+            self._told[now.state] = news
             self._note(text)
 
     async def _reason_of_wait(self, order: JobSubmitted) -> str:

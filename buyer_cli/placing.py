@@ -45,9 +45,10 @@ async def agreed(client: MarketClient, terminal: Terminal, order: JobSubmitted, 
     if not quote.free_now or quote.paused:
         if manner.now:
             raise no_place(quote)
-        terminal.note(f"warning: nobody can run it at present: {render_quote.waiting_sentence(quote)}. It will wait in the queue.")
+        why = "" if quote.could_run and not quote.paused else f": {render_quote.waiting_sentence(quote)}"
+        terminal.note(f"warning: nobody can run it at present{why}; it waits in the queue")
         if quote.only_simulated:
-            terminal.note("         --allow-simulated lets it run on simulated cards.")
+            terminal.note("         --allow-simulated lets it run on simulated cards")
     if not manner.yes and not terminal.confirm("Run it?", default=bool(quote.could_run)):
         raise Complaint("declined", "Nothing was submitted.", exit_code=1)
     return order
@@ -78,7 +79,7 @@ def no_place(quote: QuoteAnswer) -> Complaint:
             "no_place",
             "Nobody here could run this.",
             render_quote.failing_sentence(quote),
-            "ask for less: bazaar offers",
+            "ask for less; `bazaar offers` shows what there is",
             exit_code=NO_PLACE,
         )
     hint = "leave --now out: the job then waits its turn"

@@ -152,6 +152,13 @@ def _rest_lines(job: Json) -> list[tuple[str, str]]:
     return [("output kept", f"{duration((job['kept_until_ms'] - job['ended_ms']) // 1000)} after the end")]
 
 
+def run_time(ran_ms: int) -> str:
+    """How long something ran: `74 ms`, `1.6 s`, `3 min 20 s`."""
+    if ran_ms < 1000:
+        return f"{ran_ms} ms"
+    return f"{ran_ms / 1000:.1f} s" if ran_ms < 60_000 else duration(ran_ms // 1000)
+
+
 def ended_sentence(job: Json) -> str:
     """How a job ended, in one line: state, why, how long, and the bill."""
     word = text(job.get("state")).replace("_", " ")
@@ -164,7 +171,7 @@ def ended_sentence(job: Json) -> str:
     if ran_ms is None and job.get("started_ms") is not None and job.get("ended_ms") is not None:
         ran_ms = max(0, job["ended_ms"] - job["started_ms"])
     if ran_ms is not None:
-        parts.append(f"ran {duration(ran_ms // 1000) if ran_ms >= 1000 else f'{ran_ms} ms'}")
+        parts.append(f"ran {run_time(ran_ms)}")
     if job.get("charged_uusd") is not None:
         parts.append(f"bill {usd(job['charged_uusd'])}")
     return ", ".join(parts)
@@ -231,10 +238,9 @@ JOB_KEYS = (
 
 
 def event_line(event: Json) -> str:
-    """A line of `bazaar events`: place, kind, and what it is about."""
-    told = (
-        event.get("event") if isinstance(event.get("event"), dict) else event.get("data") if isinstance(event.get("data"), dict) else event
-    )
-    about = [str(told[name]) for name in ("job_id", "node_id", "wallet", "reason") if told and told.get(name)]
-    kind = event.get("type") or (told or {}).get("type")
-    return " ".join((text(event.get("seq")).rjust(8), text(kind).ljust(20), *(printable(word) for word in about))).rstrip()
+    """A line of `bazaar events`: place, time of day (UTC), kind, and what it is about."""
+    told = event.get("event") or {}
+    about = [text(told[name]) for name in ("job_id", "node_id", "wallet", "name", "state", "reason") if told.get(name)]
+    second = int(event.get("time_ms") or 0) // 1000 % 86400
+    time = f"{second // 3600:02d}:{second // 60 % 60:02d}:{second % 60:02d}Z"
+    return "  ".join((text(event.get("seq")).rjust(6), time, text(event.get("type")).ljust(20), *about)).rstrip()

@@ -27,11 +27,13 @@ def offer_row(offer: QuoteOffer) -> tuple[str, ...]:
 
 
 def funnel_rows(quote: QuoteAnswer) -> list[tuple[str, str, str]]:
-    """How many nodes are left after each condition; the one that fails is marked."""
+    """How many nodes are left after each condition; the one that fails is marked, and nothing after it means anything."""
     rows = []
     for step in quote.steps:
-        mark = "  <- nobody" if step.condition == quote.failing else ""
-        rows.append((str(step.nodes), text(step.condition), text(step.asked) + mark))
+        fails = step.condition == quote.failing
+        rows.append((str(step.nodes), text(step.condition), text(step.asked) + ("  <- nobody" if fails else "")))
+        if fails:
+            break
     return rows
 
 
@@ -39,9 +41,7 @@ def failing_sentence(quote: QuoteAnswer) -> str:
     """Which condition no node passes."""
     for step in quote.steps:
         if step.condition == quote.failing:
-            return (
-                f"no node passes: {text(step.condition)} ({text(step.asked)})" if step.asked else f"no node passes: {text(step.condition)}"
-            )
+            return f"no node passes: {text(step.condition)}" + (f" ({text(step.asked)})" if step.asked else "")
     return f"no node passes: {text(quote.failing)}"
 
 
@@ -65,7 +65,10 @@ def waiting_sentence(quote: QuoteAnswer) -> str:
 
 def free_in(quote: QuoteAnswer) -> str:
     """When the first busy node is free at the latest."""
-    return "" if quote.free_in_s is None else f", free in at most {duration(max(1, quote.free_in_s))}"
+    if quote.free_in_s is None:
+        return ""
+    left_s = max(1, quote.free_in_s)
+    return f", free in at most {duration(left_s if left_s < 120 else -(-left_s // 60) * 60)}"
 
 
 def cost_sentence(quote: QuoteAnswer, num_gpus: int, timeout_s: int, max_price_uusd: int | None, max_total_uusd: int | None) -> str:
@@ -73,7 +76,7 @@ def cost_sentence(quote: QuoteAnswer, num_gpus: int, timeout_s: int, max_price_u
     prices = [offer.price_uusd_per_gpu_hour for offer in quote.offers]
     top = max_price_uusd if max_price_uusd is not None else max(prices, default=None)
     if top is None:
-        return f"no cap on the price: --max-price sets one; it may run {duration(timeout_s)}"
+        return f"it may run {duration(timeout_s)} at any price (--max-price sets a cap)"
     cap = charge_uusd(timeout_s * 1000, num_gpus, top)
     if max_total_uusd is not None and max_total_uusd < cap:
         return f"at most {usd(max_total_uusd)} (--max-total)"
@@ -82,7 +85,7 @@ def cost_sentence(quote: QuoteAnswer, num_gpus: int, timeout_s: int, max_price_u
         return f"at most {usd(cap)} ({basis})"
     low = charge_uusd(timeout_s * 1000, num_gpus, min(prices))
     span = usd(cap) if low == cap else f"{usd_plain(low)} to {usd(cap)}"
-    return f"at most {span} at the present offers ({basis}); --max-price sets a cap"
+    return f"at most {span} ({basis}, as offered now; --max-price makes that a cap)"
 
 
 def places_sentence(quote: QuoteAnswer) -> str:

@@ -114,7 +114,9 @@ def logs(
                     reader.show_with(printer.show)
                 if not follow:
                     return 0
-                ended = await Follower(found["id"], None, Following(client, api, caller.terminal, reader)).follow() if view else None
+                ended = (
+                    await Follower(found["id"], None, Following(client, api, caller.terminal, reader), seen=view).follow() if view else None
+                )
             finally:
                 printer.finish()
         state, code = (found["state"], found.get("exit_code")) if ended is None else (ended.state, ended.exit_code)

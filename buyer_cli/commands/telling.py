@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from buyer_cli import render
-from buyer_cli.api_reads import Api
+from buyer_cli.api_reads import PAGE, Api
 from buyer_cli.caller import Caller, command_flags
 from buyer_cli.complaint import INTERRUPTED
 from events.errors import MarketUnreachable
@@ -37,8 +37,9 @@ def events_(caller: Caller, follow: bool, first: int | None, limit: int) -> int:
 
 
 def _past(caller: Caller, api: Api, first: int | None, limit: int) -> None:
-    start = first if first is not None else max(1, int(api.get("/v1/market").get("seq") or 1) - limit + 1)
-    found = api.items("/v1/events", {"from_seq": start}, most=limit)
+    if first is None and limit > PAGE:
+        first = max(1, int(api.get("/v1/market")["seq"]) - limit + 1)
+    found = api.items("/v1/events", {"from_seq": first}, most=limit)
     if caller.as_json:
         caller.terminal.emit(found)
         return
@@ -48,13 +49,13 @@ def _past(caller: Caller, api: Api, first: int | None, limit: int) -> None:
 
 def _follow(caller: Caller, api: Api, first: int | None) -> None:
     """Never a lost or doubled event: after a break it goes on behind the last one that was shown."""
-    last = None if first is None else first - 1
+    last = int(api.get("/v1/market")["seq"]) if first is None else first - 1
     away_since: float | None = None
     while True:
         try:
             for number, data in api.stream("/v1/events", None, last):
                 away_since = None
-                if not number.isdigit() or (last is not None and int(number) <= last):
+                if not number.isdigit() or int(number) <= last:
                     continue
                 last = int(number)
                 _show(caller, json.loads(data))

@@ -74,7 +74,7 @@ def test_a_row_shows_what_goes_on_and_nothing_hostile() -> None:
 
 def test_an_end_is_told_with_its_reason_its_time_and_its_bill() -> None:
     job = {"state": "failed", "reason": "exited_nonzero", "exit_code": 7, "started_ms": NOW, "ended_ms": NOW + 4000, "charged_uusd": 1234}
-    assert "failed: the program ended with an exit code other than 0 (exit code 7), ran 4 s, bill 0.001234 USD" == render.ended_sentence(
+    assert "failed: the program ended with an exit code other than 0 (exit code 7), ran 4.0 s, bill 0.001234 USD" == render.ended_sentence(
         job
     )
     assert "succeeded" == render.ended_sentence({"state": "succeeded", "reason": "exited_zero", "exit_code": 0})
@@ -102,7 +102,7 @@ def test_the_condition_that_fails_is_marked() -> None:
 
 def test_a_wait_says_how_many_stand_before_it_and_when_a_node_is_free() -> None:
     busy = QuoteAnswer(as_of_seq=1, offers=(offer(400_000),), could_run=2, free_in_s=700, queue_position=1)
-    assert "1 job before it, 2 nodes could run it, all are busy, free in at most 11 min 40 s" == render_quote.waiting_sentence(busy)
+    assert "1 job before it, 2 nodes could run it, all are busy, free in at most 12 min" == render_quote.waiting_sentence(busy)
     assert "the market is paused" == render_quote.waiting_sentence(QuoteAnswer(as_of_seq=1, paused=True))
     assert "only simulated cards would do" in render_quote.waiting_sentence(
         QuoteAnswer(as_of_seq=1, failing="simulated", only_simulated=True)
@@ -113,7 +113,9 @@ def test_the_most_that_a_job_can_cost_is_said_in_money() -> None:
     quote = QuoteAnswer(as_of_seq=1, offers=(offer(200_000), offer(400_000)), could_run=2)
     capped = render_quote.cost_sentence(quote, 2, 1800, 300_000, None)
     assert "at most 0.30 USD (30 min on 2 GPUs at 0.30 USD per GPU-hour)" == capped
-    assert render_quote.cost_sentence(quote, 2, 1800, None, None).startswith("at most 0.20 to 0.40 USD at the present offers")
+    assert render_quote.cost_sentence(quote, 2, 1800, None, None).startswith(
+        "at most 0.20 to 0.40 USD (30 min on 2 GPUs at 0.40 USD per GPU-hour, as offered now"
+    )
     assert "at most 0.05 USD (--max-total)" == render_quote.cost_sentence(quote, 2, 1800, 300_000, 50_000)
 
 
