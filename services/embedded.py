@@ -226,7 +226,8 @@ class Embedded:
                     self._say(f"the {child.name} died" + ("" if child.given_up else "; starting it again"))
             write_running(self._folder.running, [*self._children, *self._sellers])
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._stopped.wait(), LOOK_S)
+                async with asyncio.timeout(LOOK_S):
+                    await self._stopped.wait()
 
     async def _end(self) -> None:
         """Sellers first, so that they can report; the broker last."""

@@ -61,8 +61,9 @@ class Desk:
         """Until something is laid down, `wake` is called or the time is over."""
         self._woken.clear()
         if self.is_empty:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._woken.wait(), timeout_s)
+            with suppress(TimeoutError):  # wait_for of 3.11 can swallow a cancellation; this cannot
+                async with asyncio.timeout(timeout_s):
+                    await self._woken.wait()
 
     def take_arrivals(self) -> list[tuple[Arrival, int]]:
         """As many messages as one turn takes, each with its position in the intake."""
