@@ -30,6 +30,9 @@ FILES_ALL = "file.>"
 DAY_NS = 86_400 * NS
 
 _ALREADY_WITH_OTHER_SETTINGS = 10058
+_NO_ROOM = 10047
+"""Also said of a stream that is there: a second CREATE asks for its `max_bytes` a second time."""
+_NO_STREAM = 10059
 WRONG_LAST_SEQUENCE = 10071
 NO_MESSAGE = 10037
 
@@ -183,9 +186,12 @@ async def ensure_stream(connection: Connection, settings: dict[str, Any]) -> Non
     try:
         await api(connection, f"STREAM.CREATE.{settings['name']}", settings)
     except JetStreamRefused as refused:
-        if refused.code != _ALREADY_WITH_OTHER_SETTINGS:
+        if refused.code not in (_ALREADY_WITH_OTHER_SETTINGS, _NO_ROOM):
             raise
-        await api(connection, f"STREAM.UPDATE.{settings['name']}", settings)
+        try:
+            await api(connection, f"STREAM.UPDATE.{settings['name']}", settings)
+        except JetStreamRefused as error:
+            raise refused if error.code == _NO_STREAM else error from None
 
 
 # --- listening ---
