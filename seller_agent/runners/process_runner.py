@@ -21,7 +21,7 @@ from typing import Any
 from seller_agent.runners.runner import Progress, RunKey, RunnerError, RunSpec, RunStatus, StopReason
 from seller_agent.runners.supervisor_link import Answer, Link, LinkLost, Report, dial, launch, lose
 
-IDLE_S = 60.0
+IDLE_S = 1.0
 TRIES = 5
 
 
