@@ -23,6 +23,7 @@ BIN = Path(sys.executable).parent
 SIMULATED = "2xRTX 4090"
 START_LIMIT_S = 60
 STOP_LIMIT_S = 30
+LEFT_LIMIT_S = 5
 
 
 class DemoFailed(Exception):
@@ -96,6 +97,26 @@ def stop_market(market: subprocess.Popen[bytes]) -> None:
         raise DemoFailed(f"the market ended with {code}")
 
 
+def left_running(home: Path) -> list[str]:
+    """The command of every process of this user that names the demo's home, in its arguments or its environment."""
+    mark, found = str(home).encode(), []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            command = (process / "cmdline").read_bytes()
+            if int(process.name) != os.getpid() and command and (mark in command or mark in (process / "environ").read_bytes()):
+                found.append(f"{process.name} {command.replace(bytes(1), b' ').decode(errors='replace')[:200]}")
+    return found
+
+
+def check_nothing_left(home: Path) -> None:
+    """Raises DemoFailed when something of the demo still runs once what is about to end had time for it."""
+    deadline = time.monotonic() + LEFT_LIMIT_S
+    while left := left_running(home):
+        if time.monotonic() > deadline:
+            raise DemoFailed("still running:\n" + "\n".join(left))
+        time.sleep(0.1)
+
+
 def scenes(env: dict[str, str]) -> None:
     say("A buyer is a wallet.")
     run("bazaar wallet new", env)
@@ -124,6 +145,7 @@ def main() -> int:
                 scenes(env)
             finally:
                 stop_market(market)
+            check_nothing_left(home)
         except DemoFailed as failure:
             print(f"\nThe demo failed: {failure}", file=sys.stderr)
             return 1
