@@ -30,7 +30,7 @@ check: $(INSTALLED) ## format, lint, types, fast tests
 	@$(BIN)/pytest -q tests/test_architecture.py tests/unit tests/property
 
 bench: $(INSTALLED) ## measure, and print a table with the sync setting of every figure
-	@$(BIN)/python benchmarks/run.py
+	@for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
 
 docs: $(INSTALLED) ## write the generated pages of docs/ again
 	@$(BIN)/python docs/generate.py
