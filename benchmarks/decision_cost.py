@@ -22,6 +22,7 @@ from events.page import Record
 from events.reasons import Refusal
 from events.values import Card, Program, Requirements
 from projections import jobs, nodes
+from projections.arbiter import apply
 from projections.market import Market
 from services.matcher.engine import Engine, Match
 
@@ -104,7 +105,7 @@ class World:
 
     def fold(self, event: JobMatched | LeaseExpired) -> None:
         self.seq += 1
-        result = self.market.apply(Record(self.seq, NOW_MS, event, "", b"", 0, b""))
+        result = apply(self.market, Record(self.seq, NOW_MS, event, "", b"", 0, b""))
         assert not isinstance(result, Refusal), result
 
     def fold_match(self, match: Match) -> None:

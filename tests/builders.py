@@ -18,6 +18,7 @@ from events.page import Record
 from events.reasons import Reason, Refusal
 from events.subjects import PUBLISHERS
 from events.values import Card, OrgRole, Program, Requirements, Role, Tier
+from projections.arbiter import apply
 from projections.jobs import Job
 from projections.market import Applied, Market
 from projections.nodes import Node
@@ -199,7 +200,7 @@ class History:
 
     def apply(self, record: Record) -> Applied | Refusal:
         """Fold a record and keep it, if it had an effect."""
-        result = self.market.apply(record)
+        result = apply(self.market, record)
         if not isinstance(result, Refusal):
             self.records.append(record)
         return result

@@ -7,14 +7,15 @@ from random import Random
 from typing import Any
 
 import msgspec
-from builders import BUYER, OPERATOR, ORG, SELLER, START_MS, By, History, job_id, job_submitted, make, node_offered, wallet
+from builders import BUYER, OPERATOR, ORG, SELLER, START_MS, By, job_id, job_submitted, make, node_offered, wallet
+from desk import Desk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from events import identity, jobs, market, nodes
 from events.fact import Event
 from events.market import Policy
-from events.reasons import Reason, Refusal
+from events.reasons import Reason
 from events.values import Accept, Card, Isolation, Network, OrgRole, Tier
 from projections.jobs import HELD, MATCHED, QUEUED
 from projections.market import Market
@@ -56,54 +57,23 @@ PRICES = (None, 100_000, 200_000, 300_000, 400_000)
 LABELS: tuple[dict[str, str], ...] = ({}, {"region": "eu"}, {"region": "eu", "disk": "ssd"}, {"region": "us"})
 
 
-class World:
-    """A market with an engine beside it that hears of every event as it does in a turn."""
+class World(Desk):
+    """A market and its engine, checked against the loop at every decision."""
 
     def __init__(self) -> None:
-        self.history = History()
-        self.market = self.history.market
+        super().__init__(make(identity.OrganisationCreated))
         self.suspects: set[str] = set()
-        self.engine = Engine(self.market)
         self.submitted = 0
-        self.happen(make(identity.OrganisationCreated))
 
-    def happen(self, happening: Event | By) -> bool:
-        event: Any = happening.event if isinstance(happening, By) else happening
-        freed = self.market.leases.get(event.epoch) if isinstance(event, jobs.GpusReleased) else None
-        if isinstance(self.history.try_event(happening), Refusal):
-            return False
-        job = self.market.jobs.get(getattr(event, "job_id", ""))
-        for node_id in (freed, getattr(event, "node_id", None), job and job.run and job.run.node_id):
-            if node_id is not None:
-                self.engine.touch_node(node_id)
-        if job is not None:
-            self.engine.touch_job(event.job_id)
-        if isinstance(event, identity.MemberAdded | identity.MemberRemoved):
-            self.engine.touch_org(event.org_id)
-        return True
-
-    def match(self) -> list[Match]:
-        """Let the engine decide all there is, each time checked against the loop."""
-        matches = []
+    def match(self) -> None:
+        """Let the engine decide all there is."""
         while True:
-            expected = brute_force(self.market, self.history.now_ms, self.suspects)
-            match = self.engine.next_match(self.history.now_ms)
+            expected = brute_force(self.market, self.now_ms, self.suspects)
+            match = self.next_match()
             assert expected == match
             if match is None:
-                return matches
-            assert self.happen(event_of(self.market, match)), "a match was refused"
-            matches.append(match)
-
-
-def event_of(state: Market, match: Match) -> jobs.JobMatched:
-    return make(
-        jobs.JobMatched,
-        job_id=match.job_id,
-        attempt=state.jobs[match.job_id].attempts + 1,
-        node_id=match.node_id,
-        cards=match.cards,
-        price_uusd_per_gpu_hour=match.price_uusd_per_gpu_hour,
-    )
+                return
+            self.fold_match(match)
 
 
 def brute_force(state: Market, now_ms: int, suspects: set[str]) -> Match | None:
@@ -148,7 +118,7 @@ def submit(world: World, a: int, b: int, c: int) -> None:
         asked["target_node"] = node_names(world)[target % len(world.market.nodes)]
     changes = {"max_price": PRICES[b % len(PRICES)], "priority": (b // 7) % 3 * 25, "retries": 20}
     world.submitted += 1
-    world.happen(By(BUYERS[c % len(BUYERS)], job_submitted(f"job{world.submitted}", **asked, **changes)))
+    world.try_event(By(BUYERS[c % len(BUYERS)], job_submitted(f"job{world.submitted}", **asked, **changes)))
 
 
 def submit_some(world: World, a: int, b: int, c: int) -> None:
@@ -175,7 +145,7 @@ def offer(world: World, a: int, b: int, c: int) -> None:
     if c // 37 % 3 == 0 and len(offered.cards) > 1:  # unlike cards in one node, one of them broken
         odd = msgspec.structs.replace(offered.cards[0], model=MODELS[0], vram_mib=12_288, healthy=c // 41 % 2 == 0)
         offered = msgspec.structs.replace(offered, cards=(odd, *offered.cards[1:]))
-    world.happen(By(owner, offered))
+    world.try_event(By(owner, offered))
 
 
 def change_node(world: World, a: int, b: int, c: int) -> None:
@@ -190,10 +160,10 @@ def change_node(world: World, a: int, b: int, c: int) -> None:
         (owner, nodes.NodeWithdrawn, {}),
         ("", nodes.NodeLost, {}),
         (OPERATOR, market.NodeBanned, {"lifted": c % 2 == 0}),
-        (OPERATOR, nodes.NodeVerified, {"tier": Tier.CONSISTENT, "expires_ms": world.history.now_ms + c % 40 * 1000}),
+        (OPERATOR, nodes.NodeVerified, {"tier": Tier.CONSISTENT, "expires_ms": world.now_ms + c % 40 * 1000}),
     )
     sender, kind, values = changes[b % len(changes)]
-    world.happen(By(sender, make(kind, node_id=node_id, **values)))
+    world.try_event(By(sender, make(kind, node_id=node_id, **values)))
 
 
 def suspect(world: World, a: int, b: int, c: int) -> None:
@@ -212,21 +182,21 @@ def end_attempt(world: World, a: int, b: int, c: int) -> None:
     attempt: dict[str, Any] = {"job_id": job.submitted.job_id, "attempt": job.run.attempt, "epoch": job.run.epoch}
     node_id, owner = job.run.node_id, job.run.node_wallet
     if b % 4 == 0:
-        world.happen(By(job.buyer, make(jobs.JobCancelRequested, job_id=attempt["job_id"])))
+        world.try_event(By(job.buyer, make(jobs.JobCancelRequested, job_id=attempt["job_id"])))
         return
     if b % 4 == 1:
         for kind in (jobs.JobClaimed, jobs.JobStarted, jobs.JobSucceeded, jobs.GpusReleased):
-            world.happen(By(owner, make(kind, **attempt)))
+            world.try_event(By(owner, make(kind, **attempt)))
         return
     if b % 4 == 2:
-        world.happen(By(owner, make(jobs.JobDeclined, **attempt)))
+        world.try_event(By(owner, make(jobs.JobDeclined, **attempt)))
     else:
-        world.happen(make(jobs.LeaseExpired, **attempt, node_id=node_id))
+        world.try_event(make(jobs.LeaseExpired, **attempt, node_id=node_id))
     if job.state is QUEUED:
-        now_ms = world.history.now_ms
+        now_ms = world.now_ms
         avoid: dict[str, Any] = {"avoid_node": node_id, "avoid_until_ms": now_ms + c // 5 % 30 * 1000} if c % 3 else {}
         again = {"job_id": attempt["job_id"], "attempt": job.attempts + 1, "reason": Reason.DECLINED}
-        world.happen(make(jobs.JobRequeued, **again, not_before_ms=now_ms + c % 5 * 2000, **avoid))
+        world.try_event(make(jobs.JobRequeued, **again, not_before_ms=now_ms + c % 5 * 2000, **avoid))
 
 
 def change_job(world: World, a: int, b: int, c: int) -> None:
@@ -241,7 +211,7 @@ def change_job(world: World, a: int, b: int, c: int) -> None:
         (jobs.JobExtended, {}),
     )
     kind, values = changes[b % len(changes)]
-    world.happen(By(job.buyer, make(kind, job_id=job.submitted.job_id, **values)))
+    world.try_event(By(job.buyer, make(kind, job_id=job.submitted.job_id, **values)))
 
 
 def change_market(world: World, a: int, b: int, c: int) -> None:
@@ -254,7 +224,7 @@ def change_market(world: World, a: int, b: int, c: int) -> None:
         By(BUYER, make(identity.MemberAdded, **member, role=OrgRole.MEMBER)),
         By(BUYER, make(identity.MemberRemoved, **member)),
     )
-    world.happen(changes[a % len(changes)])
+    world.try_event(changes[a % len(changes)])
 
 
 def wait(world: World, a: int, b: int, c: int) -> None:
@@ -304,7 +274,7 @@ def test_an_engine_built_from_the_market_decides_as_the_one_that_followed_it(ste
     rebuilt = Engine(world.market)
     for node_id in world.suspects:
         rebuilt.suspect(node_id, True)
-    assert rebuilt.next_match(world.history.now_ms) == world.engine.next_match(world.history.now_ms)
+    assert rebuilt.next_match(world.now_ms) == world.next_match()
 
 
 @settings(max_examples=WORLDS // 4)
@@ -315,7 +285,7 @@ def test_the_order_in_which_things_stand_in_the_market_decides_nothing(steps: li
         verb(world, a, b, c)
     shuffled = msgspec.structs.replace(world.market, jobs=mixed(world.market.jobs, chance), nodes=mixed(world.market.nodes, chance))
     one, other = Engine(world.market), Engine(shuffled)
-    assert one.next_match(world.history.now_ms) == other.next_match(world.history.now_ms)
+    assert one.next_match(world.now_ms) == other.next_match(world.now_ms)
 
 
 def mixed(things: dict[str, Any], chance: Any) -> dict[str, Any]:
@@ -330,9 +300,9 @@ def test_no_match_takes_what_is_taken_or_costs_more_or_offers_less_than_was_aske
     world = World()
     for verb, a, b, c in steps:
         verb(world, a, b, c)
-        while (match := world.engine.next_match(world.history.now_ms)) is not None:
+        while (match := world.next_match()) is not None:
             check(world.market, match)
-            assert world.happen(event_of(world.market, match))
+            world.fold_match(match)
 
 
 def check(state: Market, match: Match) -> None:
@@ -355,7 +325,7 @@ def test_worlds_are_rich_enough_to_mean_something() -> None:
     world, chance = World(), Random(1)
     for _ in range(400):
         chance.choice(VERBS)(world, chance.randrange(20_000), chance.randrange(20_000), chance.randrange(20_000))
-    assert START_MS < world.history.now_ms
+    assert START_MS < world.now_ms
     kinds = {type(record.event) for record in world.history.records}
     assert {jobs.JobMatched, jobs.JobRequeued, jobs.GpusReleased, nodes.NodeLost, market.PolicyChanged, jobs.JobRepriced} <= kinds
     assert any(node.offer.accept is not Accept.ANYONE for node in world.market.nodes.values())
