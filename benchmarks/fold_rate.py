@@ -28,7 +28,8 @@ from events.nodes import NodeOffered
 from events.page import Origin, decode_page, encode_page, make_page, page_hash, records_of
 from events.values import Card, Program, Requirements, Role
 from projections import snapshot
-from projections.market import Market, fold
+from projections.arbiter import fold
+from projections.market import Market
 from services.follower import Follower
 from services.processes import calm_collector
 

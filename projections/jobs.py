@@ -16,7 +16,6 @@ from events.fact import Event
 from events.jobs import (
     AttemptEnded,
     AttemptEvent,
-    GpusReleased,
     JobCancelled,
     JobCancelRequested,
     JobClaimed,
@@ -39,6 +38,7 @@ from events.jobs import (
 )
 from events.reasons import REASONS, Payer, Reason, Refusal
 from events.values import BlobRef, JobKind, charge_uusd
+from projections import bills
 
 
 class JobState(StrEnum):
@@ -145,9 +145,6 @@ TRANSITIONS: dict[JobState, dict[type[Event], Target]] = {
     CANCELLED: {},
     EXPIRED: {},
 }
-
-REPORT_SLACK_MS = 2000
-"""How much later than the program itself its start may reach the ledger; the bill is bounded by ledger time plus this."""
 
 
 class Run(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
@@ -389,25 +386,14 @@ def _end(job: Job, now_ms: int) -> None:
 
 
 def _ledger_ms(job: Job, now_ms: int) -> int:
-    """The longest that the run can have been, by the ledger's own clock: billing takes the smaller of two clocks."""
     run = job.run
     assert run is not None
-    if run.started_ms == 0:
-        return 0
-    end_ms = min(now_ms, job.cancel_ms) if job.cancel_ms else now_ms
-    return max(0, end_ms - run.started_ms) + REPORT_SLACK_MS
+    return bills.longest_ms(run.started_ms, job.cancel_ms, now_ms)
 
 
 def _charge(job: Job, run: Run) -> None:
     """Add what this attempt costs its buyer."""
     payer = Payer.BUYER if job.state is STOPPING or run.reason is None else REASONS[run.reason].payer
-    if payer is Payer.NOBODY or (payer is Payer.SELLER and job.submitted.kind is JobKind.BATCH):
-        return
-    billed_ms = run.usage_ms if payer is Payer.SELLER else run.ran_ms
-    total = job.charged_uusd + charge_uusd(billed_ms, job.submitted.requirements.num_gpus, run.price_uusd_per_gpu_hour)
-    cap = job.submitted.max_total_uusd
-    job.charged_uusd = total if cap is None else min(total, cap)
-
-
-RELEASES: tuple[type[Event], ...] = (GpusReleased, LeaseExpired)
-"""What frees cards; see `projections/nodes.py`."""
+    billed_ms = bills.billed_ms(payer, job.submitted.kind, run.ran_ms, run.usage_ms)
+    cost = charge_uusd(billed_ms, job.submitted.requirements.num_gpus, run.price_uusd_per_gpu_hour)
+    job.charged_uusd = bills.capped(job.charged_uusd + cost, job.submitted.max_total_uusd)

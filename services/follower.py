@@ -17,6 +17,7 @@ from events.market import MarketCreated
 from events.page import BrokenPage, Page, Record, check_page, decode_page, page_hash, records_of
 from events.reasons import Refusal
 from projections import snapshot
+from projections.arbiter import apply
 from projections.market import Applied, Market
 
 FoldedRecord = tuple[Record, Applied]
@@ -45,7 +46,7 @@ class Follower:
             raise LogCorrupt(why=str(error), hint="Restore a backup, or follow docs/operations.md#a-damaged-ledger.") from error
         folded: list[FoldedRecord] = []
         for record in records:
-            result = market.apply(record)
+            result = apply(market, record)
             if isinstance(result, Refusal):
                 self.void[result] = self.void.get(result, 0) + 1
                 market.last_seq, market.time_ms = record.seq, record.time_ms

@@ -28,6 +28,7 @@ from events.nodes import NodeOffered
 from events.page import PAGE_BYTES_MAX, PAGE_EVENTS_MAX, Origin, Page, Record, make_page, page_hash
 from events.reasons import Refusal
 from events.wire import LiveEvent, LiveFrame, Outcome
+from projections.arbiter import apply
 from projections.market import Applied, Market
 from services.matcher.consequences import consequences
 from services.matcher.memory import Memory
@@ -73,7 +74,7 @@ class Draft:
         body = encode_event(event)
         seq = self.market.last_seq + 1
         digest = event_hash(DECISION_KEY, seq, body)
-        result = self.market.apply(Record(seq, self.now_ms, event, "", b"", 0, digest))
+        result = apply(self.market, Record(seq, self.now_ms, event, "", b"", 0, digest))
         if isinstance(result, Refusal):
             return result
         self._put(body, body, digest, event, "", result)
@@ -91,7 +92,7 @@ class Draft:
         """Put down a sender's event at its place, unless it is void there."""
         event = record.event
         freed = self.market.leases.get(event.epoch) if type(event) is GpusReleased else None
-        result = self.market.apply(record)
+        result = apply(self.market, record)
         if isinstance(result, Refusal):
             return result
         self._put(origin, body, record.hash, event, record.sender, result)

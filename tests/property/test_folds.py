@@ -16,8 +16,9 @@ from events.jobs import AttemptEvent, JobSubmitted
 from events.nodes import NodeOffered
 from events.reasons import Reason, Refusal
 from projections import snapshot
+from projections.arbiter import fold
 from projections.jobs import HELD, QUEUED, TERMINAL
-from projections.market import Market, fold
+from projections.market import Market
 
 Step = tuple[str, int, int, int, bool]
 NAMES = ("a", "b", "c")

@@ -1,0 +1,142 @@
+"""Events that change jobs and the cards they hold: the checks that need the whole market, then each record to its own fold."""
+
+from __future__ import annotations
+
+from events import jobs as job_events
+from events.page import Record
+from events.reasons import Refusal
+from events.values import Role
+from projections import jobs, nodes
+from projections.handling import Handled, both, role_of, touch
+from projections.jobs import HELD, MATCHED, QUEUED, Job
+from projections.market import Market
+from projections.nodes import Allocation, NodeState
+
+
+def submitted(market: Market, record: Record) -> Handled:
+    """A new job, or the same submission sent again, which changes nothing."""
+    event = record.event
+    assert isinstance(event, job_events.JobSubmitted)
+    known = market.jobs.get(event.job_id)
+    if known is not None:
+        if known.buyer == record.sender and known.submitted == event:
+            return (record.sender,)
+        return Refusal.ILLEGAL_IN_STATE
+    job = jobs.submit(event, record.sender, record.seq, record.time_ms)
+    market.jobs[event.job_id] = job
+    market.moved(job, None)
+    return (record.sender,)
+
+
+def matched(market: Market, record: Record) -> Handled:
+    """A queued job gets free cards of an offered node."""
+    event = record.event
+    assert isinstance(event, job_events.JobMatched)
+    job, node = market.jobs.get(event.job_id), market.nodes.get(event.node_id)
+    if job is None:
+        return Refusal.UNKNOWN_JOB
+    if node is None:
+        return Refusal.UNKNOWN_NODE
+    if job.state is not QUEUED or event.attempt != job.attempts + 1 or node.state is not NodeState.OFFERED:
+        return Refusal.ILLEGAL_IN_STATE
+    if not nodes.are_free(node, event.cards):
+        return Refusal.ILLEGAL_IN_STATE
+    requirements = job.submitted.requirements
+    allocation = Allocation(
+        job_id=event.job_id,
+        attempt=event.attempt,
+        cards=event.cards,
+        cores=nodes.cores_asked(requirements),
+        memory_mib=requirements.memory_mib,
+        since_ms=record.time_ms,
+    )
+    nodes.allocate(node, record.seq, allocation)
+    market.leases[record.seq] = event.node_id
+    jobs.match(job, event, record.seq, record.time_ms, node.wallet)
+    market.moved(job, QUEUED)
+    touch(node, record)
+    return _parties(job)
+
+
+def job_event(market: Market, record: Record) -> Handled:
+    """Every event that names a job and neither makes it nor frees cards by itself."""
+    seq, time_ms, event, sender, _, _, _ = record
+    job = market.jobs.get(event.job_id)  # type: ignore[attr-defined]
+    if job is None:
+        return Refusal.UNKNOWN_JOB
+    run = job.run
+    if sender:
+        if isinstance(event, job_events.AttemptEvent):
+            if run is None or run.node_wallet != sender:
+                return Refusal.NOT_YOURS
+        elif sender != job.buyer and role_of(market, record) is not Role.OPERATOR:
+            return Refusal.NOT_YOURS
+    refused = jobs.refusal(job, event)
+    if refused is not None:
+        return refused
+    before = job.state
+    jobs.evolve(job, event, seq, time_ms, sender=sender, auto_retry=market.policy.auto_retry)
+    after = job.state
+    if after is before:
+        return _parties(job)
+    if run is not None and before in HELD and after not in HELD:
+        if before is MATCHED:
+            node = market.free(run.epoch)  # cancelled or declined before anything ran: nothing to clean up
+            if node is not None:
+                touch(node, record)
+        _count_end(market, job)
+    market.moved(job, before)
+    return _parties(job)
+
+
+def lease_expired(market: Market, record: Record) -> Handled:
+    """Cards go back by the ledger's word; a job that still ran there is tried again or has ended."""
+    event = record.event
+    assert isinstance(event, job_events.LeaseExpired)
+    if market.leases.get(event.epoch) != event.node_id:
+        return Refusal.STALE_EPOCH
+    node = market.free(event.epoch)
+    assert node is not None
+    touch(node, record)
+    job = market.jobs.get(event.job_id)
+    if job is None or jobs.refusal(job, event) is not None:
+        return (node.wallet,)
+    before = job.state
+    jobs.evolve(job, event, record.seq, record.time_ms, auto_retry=market.policy.auto_retry)
+    _count_end(market, job)
+    market.moved(job, before)
+    return _parties(job)
+
+
+def released(market: Market, record: Record) -> Handled:
+    """The node says that the cards are clean."""
+    event = record.event
+    assert isinstance(event, job_events.GpusReleased)
+    node = market.nodes.get(market.leases.get(event.epoch, ""))
+    if node is None:
+        return Refusal.STALE_EPOCH
+    if node.wallet != record.sender:
+        return Refusal.NOT_YOURS
+    allocation = node.allocations[event.epoch]
+    if allocation.job_id != event.job_id or allocation.attempt != event.attempt:
+        return Refusal.STALE_EPOCH
+    job = market.jobs.get(event.job_id)
+    if job is not None and job.state in HELD and job.run is not None and job.run.epoch == event.epoch:
+        return Refusal.ILLEGAL_IN_STATE
+    market.free(event.epoch)
+    touch(node, record)
+    return (node.wallet,) if job is None else both(job.buyer, node.wallet)
+
+
+def _count_end(market: Market, job: Job) -> None:
+    run = job.run
+    if run is None or run.reason is None:
+        return
+    node = market.nodes.get(run.node_id)
+    if node is not None:
+        node.ended[run.reason] = node.ended.get(run.reason, 0) + 1
+
+
+def _parties(job: Job) -> tuple[str, ...]:
+    run = job.run
+    return (job.buyer,) if run is None else both(job.buyer, run.node_wallet)
