@@ -24,6 +24,7 @@ from services.matcher.price_index import ANY_PRICE, NEVER
 from services.matcher.shapes import Placed, Shape, ShapeTable, fit
 
 FRESH_NODES_MAX = 4
+STALE_LABELS_MAX = 64
 NOBODY: frozenset[NodeId] = frozenset()
 
 Found = tuple[int, JobId]
@@ -209,7 +210,8 @@ class Engine:
             self._wake(min(job.avoid[node_id] for node_id in avoid), job_id)
         requirements, buyer = job.submitted.requirements, job.buyer
         targeted = requirements.target_node is not None
-        self._sweep()
+        if table.is_crowded():
+            self._sweep()
         shape = self._shape(job, buyer if targeted else None, avoid)
         private = self._shape(job, buyer, avoid) if buyer in self._known and not targeted else None
         price = job.max_price_uusd_per_gpu_hour
@@ -229,8 +231,9 @@ class Engine:
     def _shape(self, job: Job, buyer: Wallet | None, avoid: frozenset[NodeId]) -> Shape:
         """The shape of a job; a new one is made known to every bucket that it fits."""
         requirements = job.submitted.requirements
-        shape, is_new = self._table.find(requirements, buyer, avoid)
-        if is_new:
+        shape = self._table.find(requirements, buyer, avoid)
+        if shape is None:
+            shape = self._table.make(requirements, buyer, avoid)
             if requirements.node_labels:
                 self._settle_nodes(self._nodes.ask_labels(requirements.node_labels.items()))
             for bucket in self._nodes.buckets.values():
@@ -240,13 +243,12 @@ class Engine:
         return shape
 
     def _sweep(self) -> None:
-        """Forget shapes without a job when they have become many; begin anew when labels that nobody asks for any more split the nodes."""
+        """Forget shapes without a job; begin anew when labels that nobody asks for any more split the nodes."""
         idle = self._table.sweep()
-        if idle:
-            for bucket in self._nodes.buckets.values():
-                bucket.shapes = {shape: how for shape, how in bucket.shapes.items() if shape not in idle}
-            asked = {label for shape in self._table.shapes.values() for label in shape.ask.requirements.node_labels.items()}
-            self._is_stale = len(self._nodes.labels_asked) > 2 * len(asked) + 64
+        for bucket in self._nodes.buckets.values():
+            bucket.shapes = {shape: how for shape, how in bucket.shapes.items() if shape not in idle}
+        asked = {label for shape in self._table.shapes.values() for label in shape.ask.requirements.node_labels.items()}
+        self._is_stale = len(self._nodes.labels_asked) > 2 * len(asked) + STALE_LABELS_MAX
 
     def _wake(self, due_ms: int, name: str) -> None:
         """Touch this job or node when the time has come."""

@@ -35,6 +35,8 @@ Chosen = dict[Hashable, How | None]
 """What is known of choosing among certain cards: what was asked of them -> how it fits."""
 
 FOR_EVER_MS = 1 << 62
+BUCKETS_MIN = 1024
+"""With fewer buckets none is forgotten."""
 
 
 class NodesByPrice(Ordered[NodeKey, Room]):
@@ -150,7 +152,7 @@ class NodeIndex:
         self._chosen: dict[tuple[int, ...], Chosen] = {}
         self._kinds: dict[tuple[str, int, int], int] = {}
         self._terms: dict[Terms, int] = {}
-        self._sweep_at = 1024
+        self._sweep_at = BUCKETS_MIN
 
     def settle(self, market: Market, node_id: NodeId, now_ms: int, suspects: Container[NodeId]) -> bool:
         """Put a node where it belongs after a change. Whether some job may fit it now that did not before."""
@@ -174,7 +176,7 @@ class NodeIndex:
         was = row.bucket
         if bucket is was and key == row.key and room == row.room:
             return False
-        improved = was is None or not _is_less(was.key, row.key[0], row.room, bucket_key, key[0], room)
+        improved = was is None or not _is_less(row, bucket_key, key[0], room)
         self._leave(row)
         row.bucket, row.key, row.room = bucket, key, room
         bucket.nodes.add(key, room, node_id)
@@ -226,7 +228,7 @@ class NodeIndex:
         if len(self.buckets) >= self._sweep_at:
             self.buckets = {bucket.key: bucket for bucket in self.buckets.values() if bucket.nodes.size}
             self._chosen = {bucket.key[0]: bucket.chosen for bucket in self.buckets.values()}
-            self._sweep_at = max(1024, 2 * len(self.buckets))
+            self._sweep_at = max(BUCKETS_MIN, 2 * len(self.buckets))
         labels = dict(node.offer.labels.items() & self.labels_asked)
         example = Node(
             offer=msgspec.structs.replace(node.offer, labels=labels),
@@ -246,9 +248,11 @@ class NodeIndex:
         return bucket
 
 
-def _is_less(was: Any, was_price: int, was_room: Room, now: Any, price: int, room: Room) -> bool:
+def _is_less(row: Row, key: BucketKey, price: int, room: Room) -> bool:
     """Whether a node offers nothing that it did not offer before: the same terms, no card, core, or memory more, and no lower price."""
-    if was[1:] != now[1:] or price < was_price or room[0] > was_room[0] or room[1] > was_room[1]:
+    assert row.bucket is not None
+    was = row.bucket.key
+    if was[1:] != key[1:] or price < row.key[0] or room[0] > row.room[0] or room[1] > row.room[1]:
         return False
     before = iter(was[0])
-    return all(kind in before for kind in now[0])
+    return all(kind in before for kind in key[0])

@@ -24,6 +24,10 @@ ANSWERED_BY_THE_INDEX = frozenset(
 TERMS = tuple(condition for condition in STATIC if condition.name not in ANSWERED_BY_THE_INDEX)
 
 ShapeKey = tuple[bytes, Wallet | None, frozenset[NodeId]]
+"""(requirements, the buyer where that matters, nodes to pass over): what jobs of one shape have in common."""
+
+SHAPES_MIN = 1024
+"""With fewer shapes none is forgotten."""
 
 _encoder = msgspec.msgpack.Encoder()
 
@@ -63,11 +67,6 @@ class Placed(NamedTuple):
     private: Shape | None
 
 
-def shape_key(requirements: Requirements, buyer: Wallet | None, avoid: frozenset[NodeId]) -> ShapeKey:
-    """What jobs of one shape have in common."""
-    return (_encoder.encode(requirements), buyer, avoid)
-
-
 def fit(shape: Shape, bucket: Bucket, scene: Scene) -> How | None:
     """How jobs of this shape fit the bucket's nodes now, room aside; None when they do not."""
     if shape.target is not None or (shape.ask.buyer is None) != (bucket.door is None):
@@ -93,19 +92,20 @@ class ShapeTable:
         self.targets: dict[NodeId, dict[Shape, None]] = {}
         self.placed: dict[JobId, Placed] = {}
         self._made = 0
-        self._sweep_at = 1024
+        self._sweep_at = SHAPES_MIN
 
-    def find(self, requirements: Requirements, buyer: Wallet | None, avoid: frozenset[NodeId]) -> tuple[Shape, bool]:
-        """The shape with this key, and whether it is new."""
-        key = shape_key(requirements, buyer, avoid)
-        shape = self.shapes.get(key)
-        if shape is not None:
-            return shape, False
+    def find(self, requirements: Requirements, buyer: Wallet | None, avoid: frozenset[NodeId]) -> Shape | None:
+        """The shape of these jobs, if there is one."""
+        return self.shapes.get((_encoder.encode(requirements), buyer, avoid))
+
+    def make(self, requirements: Requirements, buyer: Wallet | None, avoid: frozenset[NodeId]) -> Shape:
+        """A new shape; there is none of the kind."""
+        key = (_encoder.encode(requirements), buyer, avoid)
         self._made += 1
         shape = self.shapes[key] = Shape(key, self._made, requirements, self.tally)
         if shape.target is not None:
             self.targets.setdefault(shape.target, {})[shape] = None
-        return shape, True
+        return shape
 
     def put(self, job_id: JobId, placed: Placed, price: int) -> None:
         """Lay a job into its shapes."""
@@ -122,10 +122,12 @@ class ShapeTable:
             if placed.private is not None:
                 placed.private.jobs.remove(placed.key)
 
+    def is_crowded(self) -> bool:
+        """Whether there are twice as many shapes as the last sweep left, so that each new one pays for sweeping a few."""
+        return len(self.shapes) >= self._sweep_at
+
     def sweep(self) -> set[Shape]:
-        """Once enough shapes have come together: forget those without a job; which ones. Each new shape pays for a few of them."""
-        if len(self.shapes) < self._sweep_at:
-            return set()
+        """Forget the shapes without a job; which ones they were."""
         idle = {shape for shape in self.shapes.values() if not shape.jobs.size}
         for shape in idle:
             del self.shapes[shape.key]
@@ -135,5 +137,5 @@ class ShapeTable:
                 del of_node[shape]
                 if not of_node:
                     del self.targets[shape.target]
-        self._sweep_at = max(1024, 2 * len(self.shapes))
+        self._sweep_at = max(SHAPES_MIN, 2 * len(self.shapes))
         return idle

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 from typing import Any
+from unittest import mock
 
 import msgspec
 from builders import BUYER, OPERATOR, ORG, SELLER, START_MS, By, job_id, job_submitted, make, node_offered, wallet
@@ -20,9 +21,12 @@ from events.values import Accept, Card, Isolation, Network, OrgRole, Tier
 from projections.jobs import HELD, MATCHED, QUEUED
 from projections.market import Market
 from projections.nodes import Node, free_cards
+from services.matcher import engine, node_index, shapes
 from services.matcher.engine import Engine, Match
 from services.matcher.feasibility import Scene, ask_of, choose, choose_cards, obstacle
+from services.matcher.node_index import NodesByPrice
 from services.matcher.policies import order_key, rank
+from services.matcher.price_index import PriceIndex
 
 WORLDS = settings.default.max_examples * 10 // 3
 """200 on a developer's machine, 1,000 in CI."""
@@ -256,21 +260,39 @@ NUMBERS = st.integers(0, 20_000)
 STEPS = st.lists(st.tuples(st.sampled_from(VERBS), NUMBERS, NUMBERS, NUMBERS), min_size=20, max_size=60)
 
 
-@settings(max_examples=WORLDS)
-@given(STEPS)
-def test_the_engine_decides_as_the_plain_loop_does_whatever_happened_before(steps: list[Any]) -> None:
+def play(steps: list[Any]) -> World:
+    """A world in which all of this has happened."""
     world = World()
     for verb, a, b, c in steps:
         verb(world, a, b, c)
-    world.match()
+    return world
+
+
+@settings(max_examples=WORLDS)
+@given(STEPS)
+def test_the_engine_decides_as_the_plain_loop_does_whatever_happened_before(steps: list[Any]) -> None:
+    play(steps).match()
+
+
+@settings(max_examples=WORLDS // 2)
+@given(STEPS)
+def test_so_it_does_when_its_lists_are_cramped(steps: list[Any]) -> None:
+    """Blocks of four rows, and what is idle is forgotten at once: what otherwise happens in large markets only."""
+    with (
+        mock.patch.object(PriceIndex, "block_rows_max", 4),
+        mock.patch.object(NodesByPrice, "block_rows_max", 4),
+        mock.patch.object(shapes, "SHAPES_MIN", 2),
+        mock.patch.object(node_index, "BUCKETS_MIN", 2),
+        mock.patch.object(engine, "STALE_LABELS_MAX", 0),
+        mock.patch.object(engine, "FRESH_NODES_MAX", 1),
+    ):
+        play(steps).match()
 
 
 @settings(max_examples=WORLDS // 4)
 @given(STEPS)
 def test_an_engine_built_from_the_market_decides_as_the_one_that_followed_it(steps: list[Any]) -> None:
-    world = World()
-    for verb, a, b, c in steps:
-        verb(world, a, b, c)
+    world = play(steps)
     rebuilt = Engine(world.market)
     for node_id in world.suspects:
         rebuilt.suspect(node_id, True)
@@ -280,9 +302,7 @@ def test_an_engine_built_from_the_market_decides_as_the_one_that_followed_it(ste
 @settings(max_examples=WORLDS // 4)
 @given(STEPS, st.randoms(use_true_random=False))
 def test_the_order_in_which_things_stand_in_the_market_decides_nothing(steps: list[Any], chance: Any) -> None:
-    world = World()
-    for verb, a, b, c in steps:
-        verb(world, a, b, c)
+    world = play(steps)
     shuffled = msgspec.structs.replace(world.market, jobs=mixed(world.market.jobs, chance), nodes=mixed(world.market.nodes, chance))
     one, other = Engine(world.market), Engine(shuffled)
     assert one.next_match(world.now_ms) == other.next_match(world.now_ms)
