@@ -39,7 +39,12 @@ class Parameter(NamedTuple):
 
 
 def _whole(low: int, high: int) -> Read:
-    return lambda text: quantities.whole(text, low, high)
+    def read(text: str) -> int:
+        if not re.fullmatch(r"\d{1,19}", text, re.ASCII) or not low <= int(text) <= high:
+            raise BadValue(f"it is no whole number from {low} to {high}")
+        return int(text)
+
+    return read
 
 
 def _matching(pattern: str, what: str) -> Read:
