@@ -92,7 +92,7 @@ def encode_manifest(entries: Iterable[ManifestEntry]) -> bytes:
 def decode_manifest(data: bytes) -> list[ManifestEntry]:
     """The files that a manifest names. Raises HostileManifest."""
     try:
-        entries = _decoder.decode(data)
+        entries: list[ManifestEntry] = _decoder.decode(data)
     except HOSTILE_DECODE_ERRORS as error:
         raise HostileManifest(why=str(error)[:200]) from None
     seen: set[str] = set()

@@ -41,6 +41,18 @@ class Problem(NamedTuple):
     detail: str = ""
 
 
+class Piece(NamedTuple):
+    """One event of a message, not yet decoded."""
+
+    wallet: str
+    key: bytes
+    number: int
+    hash: bytes
+    body: bytes
+    origin: tuple[int, int]
+    """(envelope of the page, place in it)."""
+
+
 RECORDED = frozenset(
     {
         Refusal.MALFORMED,
@@ -83,7 +95,7 @@ def _admit_envelope(draft: Draft, arrival: Arrival, envelope: Envelope, bodies: 
     start = _answer_known(draft, wallet, envelope, hashes, session)
     if start == len(bodies):
         return
-    problem = _gate(draft, arrival, envelope, len(bodies) - start, envelope.seq + start, session)
+    problem = _gate(draft, arrival, envelope, session, first=envelope.seq + start, events=len(bodies) - start)
     if problem is not None:
         expected = 1 if session is None else session.last_number + 1
         for index in range(start, len(bodies)):
@@ -92,10 +104,10 @@ def _admit_envelope(draft: Draft, arrival: Arrival, envelope: Envelope, bodies: 
         return
     number = draft.open_envelope(wallet, arrival.data)
     for index in range(start, len(bodies)):
-        place = envelope.seq + index
-        if not _admit_event(draft, wallet, key, place, hashes[index], bodies[index], (number, index)):
+        piece = Piece(wallet, key, envelope.seq + index, hashes[index], bodies[index], (number, index))
+        if not _admit_piece(draft, piece):
             for late in range(index + 1, len(bodies)):
-                draft.answer(wallet, key, Outcome(envelope.seq + late, hashes[late], 0, Refusal.OUT_OF_SEQUENCE, place))
+                draft.answer(wallet, key, Outcome(envelope.seq + late, hashes[late], 0, Refusal.OUT_OF_SEQUENCE, piece.number))
             return
 
 
@@ -118,7 +130,7 @@ def _answer_known(draft: Draft, wallet: str, envelope: Envelope, hashes: list[by
     return done
 
 
-def _gate(draft: Draft, arrival: Arrival, envelope: Envelope, events: int, first: int, session: SessionKey | None) -> Problem | None:
+def _gate(draft: Draft, arrival: Arrival, envelope: Envelope, session: SessionKey | None, *, first: int, events: int) -> Problem | None:
     """What can be said against the message before its events are looked at."""
     market, memory = draft.market, draft.memory
     if session is not None:
@@ -163,41 +175,42 @@ def _stranger(market: Market, wallet: str, envelope: Envelope, now_ms: int) -> P
     return None
 
 
-def _admit_event(draft: Draft, wallet: str, key: bytes, number: int, digest: bytes, body: bytes, origin: tuple[int, int]) -> bool:
+def _admit_piece(draft: Draft, piece: Piece) -> bool:
     """Fold one event or refuse it; whether its number is used up."""
-    problem, event = _problem_of(draft, wallet, key, number, digest, body, origin)
+    problem, event = _problem_of(draft, piece)
     if problem is None and event is not None:
-        draft.answer(wallet, key, Outcome(number, digest, draft.market.last_seq))
+        draft.answer(piece.wallet, piece.key, Outcome(piece.number, piece.hash, draft.market.last_seq))
         draft.follow(event)
         return True
     assert problem is not None
-    seq = 0
-    known = draft.market.identity.keys.get(key) is not None
-    if known and problem.refusal in RECORDED and draft.memory.may_record_refusal(wallet, draft.now_ms):
-        event = EventRefused(key=key.hex(), number=number, hash=digest.hex(), reason=problem.refusal, at_ms=draft.now_ms)
-        if draft.decide(event) is None:
-            seq = draft.market.last_seq
-    expected = number if seq == 0 else number + 1
-    draft.answer(wallet, key, Outcome(number, digest, seq, problem.refusal, expected, problem.detail))
+    seq = _record_refusal(draft, piece, problem) if problem.refusal in RECORDED else 0
+    expected = piece.number if seq == 0 else piece.number + 1
+    draft.answer(piece.wallet, piece.key, Outcome(piece.number, piece.hash, seq, problem.refusal, expected, problem.detail))
     return seq > 0
 
 
-def _problem_of(
-    draft: Draft, wallet: str, key: bytes, number: int, digest: bytes, body: bytes, origin: tuple[int, int]
-) -> tuple[Problem | None, Event | None]:
-    if len(body) > EVENT_BYTES_MAX:
+def _record_refusal(draft: Draft, piece: Piece, problem: Problem) -> int:
+    """Where the refusal stands in the ledger; 0 when it is not written: the key is unknown, or there were many."""
+    if piece.key not in draft.market.identity.keys or not draft.memory.may_record_refusal(piece.wallet, draft.now_ms):
+        return 0
+    refused = EventRefused(key=piece.key.hex(), number=piece.number, hash=piece.hash.hex(), reason=problem.refusal, at_ms=draft.now_ms)
+    return draft.market.last_seq if draft.decide(refused) is None else 0
+
+
+def _problem_of(draft: Draft, piece: Piece) -> tuple[Problem | None, Event | None]:
+    if len(piece.body) > EVENT_BYTES_MAX:
         return Problem(Refusal.TOO_LARGE), None
     try:
-        event = decode_event(body)
+        event = decode_event(piece.body)
     except Malformed as error:
         return Problem(Refusal.MALFORMED, str(error)[:100]), None
     check = CHECKS.get(type(event))
     if check is not None:
-        problem = check(draft.market, wallet, event)
+        problem = check(draft.market, piece.wallet, event)
         if problem is not None:
             return problem, None
-    record = Record(draft.market.last_seq + 1, draft.now_ms, event, wallet, key, number, digest)
-    refusal = draft.admit(record, body, origin)
+    record = Record(draft.market.last_seq + 1, draft.now_ms, event, piece.wallet, piece.key, piece.number, piece.hash)
+    refusal = draft.admit(record, piece.body, piece.origin)
     return (None, event) if refusal is None else (Problem(refusal), None)
 
 

@@ -77,7 +77,7 @@ class Draft:
         result = apply(self.market, Record(seq, self.now_ms, event, "", b"", 0, digest))
         if isinstance(result, Refusal):
             return result
-        self._put(body, body, digest, event, "", result)
+        self._put(body, body, digest, event, result)
         return None
 
     def open_envelope(self, wallet: str, data: bytes) -> int:
@@ -95,7 +95,7 @@ class Draft:
         result = apply(self.market, record)
         if isinstance(result, Refusal):
             return result
-        self._put(origin, body, record.hash, event, record.sender, result)
+        self._put(origin, body, record.hash, event, result, sender=record.sender)
         if freed is not None:
             self.memory.engine.touch_node(freed)
         return None
@@ -147,7 +147,7 @@ class Draft:
         if len(self._entries) >= PAGE_EVENTS_MAX or self._bytes >= PAGE_BYTES_MAX:
             self.close()
 
-    def _put(self, entry: bytes | Origin, body: bytes, digest: bytes, event: Event, sender: str, applied: Applied) -> None:
+    def _put(self, entry: bytes | Origin, body: bytes, digest: bytes, event: Event, applied: Applied, *, sender: str = "") -> None:
         seq = self.market.last_seq
         self._entries.append(entry)
         self._hashes.append(digest)

@@ -101,12 +101,12 @@ class Memory:
 
     def may_send(self, wallet: str, events: int, now_ms: int) -> bool:
         """Take `events` from the wallet's bucket, if they are there."""
-        return _take(self.events_left, wallet, events, now_ms, EVENTS_PER_S, EVENTS_BURST)
+        return _take(self.events_left, wallet, events, now_ms, per_s=EVENTS_PER_S, burst=EVENTS_BURST)
 
     def may_record_refusal(self, wallet: str, now_ms: int) -> bool:
         """Whether one more refusal of this wallet may enter the ledger."""
-        return _take(self.refusals_left, wallet, 1, now_ms, REFUSALS_PER_MINUTE / 60, REFUSALS_PER_MINUTE) and _take(
-            self.refusals_left, "", 1, now_ms, REFUSALS_PER_MINUTE_MARKET / 60, REFUSALS_PER_MINUTE_MARKET
+        return _take(self.refusals_left, wallet, 1, now_ms, per_s=REFUSALS_PER_MINUTE / 60, burst=REFUSALS_PER_MINUTE) and _take(
+            self.refusals_left, "", 1, now_ms, per_s=REFUSALS_PER_MINUTE_MARKET / 60, burst=REFUSALS_PER_MINUTE_MARKET
         )
 
     def next_wakeup_ms(self) -> int | None:
@@ -118,7 +118,7 @@ class Memory:
         return min(due) if due else None
 
 
-def _take(buckets: dict[str, Budget], name: str, amount: float, now_ms: int, per_s: float, burst: float) -> bool:
+def _take(buckets: dict[str, Budget], name: str, amount: float, now_ms: int, *, per_s: float, burst: float) -> bool:
     left, at_ms = buckets.get(name, Budget(burst, now_ms))
     left = min(burst, left + max(0, now_ms - at_ms) * per_s / 1000)
     if left < amount:
