@@ -177,6 +177,7 @@ class Agent:
         known = {attempt.key.name for attempt in attempts}
         for folder in await asyncio.to_thread(workspace.strays, self._folder / "runs", known):
             await asyncio.to_thread(workspace.delete, folder)
+        self._hands.begin()
         if attempts:
             log.info("reconciled", attempts=len(attempts), running=sum(attempt.is_active for attempt in attempts))
         for attempt in attempts:

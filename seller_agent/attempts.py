@@ -121,6 +121,8 @@ class Attempt(msgspec.Struct, kw_only=True, omit_defaults=True):
     reported: bool = False
     released: bool = False
     removed: Work = Work.NONE
+    disowned: bool = False
+    """The market takes neither our end nor our release: the lease is left to lapse."""
     forgotten: bool = False
 
     @property
@@ -169,7 +171,9 @@ def refused(attempt: Attempt, event: AttemptEvent, refusal: Refusal) -> None:
             if attempt.standing is Standing.MATCHED:
                 attempt.standing = Standing.GONE
         case GpusReleased():
-            if refusal is not Refusal.ILLEGAL_IN_STATE:
+            if refusal is Refusal.ILLEGAL_IN_STATE:
+                attempt.disowned = True
+            else:
                 attempt.standing = Standing.GONE
         case JobStarted():
             pass

@@ -144,5 +144,5 @@ class Beats:
 
 
 def _is_held(attempt: Attempt) -> bool:
-    """Whether cards are ours for it, as far as we know."""
-    return attempt.standing is not Standing.GONE and not attempt.forgotten
+    """Whether cards are ours for it, as far as we know, and are to stay so."""
+    return attempt.standing is not Standing.GONE and not attempt.disowned

@@ -12,6 +12,7 @@ from events.errors import BazaarError
 from events.home import Settings, choose_wallet
 from events.market_client import ask_hello
 from events.values import Role
+from seller_agent.gpus import DetectedCard
 from seller_agent.machine import real_cards, size
 from seller_agent.runners.docker_runner import DockerRunner
 from seller_agent.runners.runner import RunnerError
@@ -68,13 +69,12 @@ async def _cards() -> list[Finding]:
     if not found.cards:
         what = f"cards: none ({found.reason or 'no answer'}: {found.detail or 'no card'}); {machine['cores']} cores could be offered"
         return [Finding("note", what, 'Install the NVIDIA driver, or try --simulate-gpus "2xRTX 4090".')]
-    return [
-        Finding(
-            "ok" if card.healthy else "error",
-            f"card {card.index}: {card.model}, {card.vram_mib} MiB" + (f", {card.fault}" * bool(card.fault)),
-        )
-        for card in found.cards
-    ]
+    return [_card(card) for card in found.cards]
+
+
+def _card(card: DetectedCard) -> Finding:
+    what = f"card {card.index}: {card.model}, {card.vram_mib} MiB"
+    return Finding("ok", what) if card.healthy else Finding("error", f"{what}, {card.fault}", "It is offered as unhealthy, so not let.")
 
 
 async def _docker(home: Path) -> Finding:

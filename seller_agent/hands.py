@@ -24,6 +24,7 @@ from events.wire import Outcome
 from seller_agent import workspace
 from seller_agent.attempts import Attempt, Run, Saved, Stop, Work, refused
 from seller_agent.decisions import GRACE_S, Do, Node, decide, guard_until_ms
+from seller_agent.end_lines import EndLines
 from seller_agent.endings import end_event, failure_reason, plain
 from seller_agent.journal import Journal, JournalError
 from seller_agent.link import Market
@@ -34,10 +35,10 @@ from seller_agent.saving import Saver
 log = structlog.get_logger("seller")
 
 EVICT_GRACE_S = 5
-STARTED_WAIT_S = 0.004
+STARTED_WAIT_S = 0.002
 """A program that ends within this reports start and end in one envelope."""
 RETRY_S = 2.0
-EMPTY_TRASH_S = 0.5
+EMPTY_TRASH_S = 0.1
 
 
 class Hands:
@@ -61,7 +62,9 @@ class Hands:
         self._flushing: asyncio.Handle | None = None
         self._flush_soon = False
         self._trash: list[str] = []
+        self._spares = workspace.Spares(runs)
         self._loop = asyncio.get_running_loop()
+        self._lines = EndLines(self._loop)
 
     def policy_now(self) -> Policy:
         """The market's rules as last heard."""
@@ -91,6 +94,10 @@ class Hands:
         """A new attempt of this node."""
         self.attempts[attempt.epoch] = attempt
         self.advance(attempt)
+
+    def begin(self) -> None:
+        """Once, before the first attempt."""
+        self._spares.clear()
 
     def adopt(self, attempt: Attempt) -> None:
         """An attempt of before the restart: follow what runs, go on shipping what was left, then decide."""
@@ -176,6 +183,7 @@ class Hands:
     async def _preparation(self, attempt: Attempt) -> None:
         prepared = Work.NONE
         try:
+            self._spares.use(self.folder_of(attempt))
             if attempt.order.program.inputs is not None:
                 self.phases[attempt.epoch] = "fetching"
                 await fetch_inputs(self._market, attempt, self.folder_of(attempt), self.policy.inputs_bytes_max)
@@ -272,7 +280,7 @@ class Hands:
                     self.advance(other)
 
     def _tell_started(self, attempt: Attempt) -> None:
-        log.info("started", job=attempt.job_id, attempt=attempt.attempt, epoch=attempt.epoch)
+        log.debug("started", job=attempt.job_id, attempt=attempt.attempt, epoch=attempt.epoch)
         self.tell(attempt, JobStarted(**_key(attempt)), wait_s=STARTED_WAIT_S)
 
     def _stop(self, attempt: Attempt) -> None:
@@ -320,9 +328,7 @@ class Hands:
 
     def _report(self, attempt: Attempt) -> None:
         event = end_event(attempt)
-        log.info(
-            "ended", job=attempt.job_id, attempt=attempt.attempt, epoch=attempt.epoch, reason=event.reason.value, exit_code=event.exit_code
-        )
+        self._lines.note(attempt, event)
         self.tell(attempt, event, GpusReleased(**_key(attempt)))
 
     def _release(self, attempt: Attempt) -> None:
@@ -353,7 +359,7 @@ class Hands:
     def _empty_trash(self) -> None:
         trash, self._trash = self._trash, []
         if trash:
-            self._loop.run_in_executor(None, _delete_all, trash)
+            self._loop.run_in_executor(None, _delete_all, trash, self._spares)
 
 
 def boot_ms() -> int:
@@ -370,9 +376,9 @@ def _fail(attempt: Attempt, reason: Reason, detail: str) -> None:
     attempt.failure, attempt.detail = reason, plain(detail)
 
 
-def _delete_all(folders: list[str]) -> None:
+def _delete_all(folders: list[str], spares: workspace.Spares) -> None:
     for folder in folders:
-        if not workspace.delete(folder):
+        if not spares.keep(folder) and not workspace.delete(folder):
             log.warning("a folder could not be deleted", folder=folder)
 
 

@@ -10,7 +10,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 
 import msgspec
@@ -29,7 +29,6 @@ from seller_agent.beats import NodeIdentity
 from seller_agent.gpus import Inventory
 from seller_agent.machine import CardWatch, agent_boot, boot_id, offered_card, real_cards, simulated_cards, size
 from seller_agent.offers import DEFAULT_IMAGE, NO_ISOLATION, TAKES_ANYONE, Terms, accepted, cards_offered, in_words, make_offer
-from seller_agent.runners.docker_runner import DockerRunner
 from seller_agent.runners.process_runner import ProcessRunner
 from seller_agent.runners.runner import Runner, RunnerError
 
@@ -95,7 +94,7 @@ def _make_seller(keystore: Keystore, say: Say) -> KnownWallet:
 async def choose_runner(asked: str | None, folder: Path, node: str, say: Say) -> tuple[Runner, Isolation]:
     """Docker when it answers, else plain processes, with a warning. Raises RunnerError when Docker was asked for and does not answer."""
     if asked != "process":
-        docker = DockerRunner(folder, node)
+        docker = import_module("seller_agent.runners.docker_runner").DockerRunner(folder, node)  # costs a third of a second to load
         try:
             async with asyncio.timeout(DOCKER_ANSWER_S if asked is None else None):
                 await docker.check()

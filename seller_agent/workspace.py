@@ -16,7 +16,8 @@ from typing import NamedTuple
 from events.files import DEPTH_MAX, FILES_MAX, LocalFile, ManifestEntry, blob_ref, encode_manifest, hash_file, path_problem
 from events.values import BlobRef
 
-LEAF_FOLDERS = ("job", "out", "log", "tmp")
+LEAF_FOLDERS = ["job", "log", "out", "tmp"]
+SPARES_MAX = 256
 
 
 class Collected(NamedTuple):
@@ -116,6 +117,54 @@ def make(folder: str) -> Path:
     place = Path(folder, "job")
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
     return place
+
+
+class Spares:
+    """Emptied folders of earlier runs, used again: making and deleting five folders costs more than all else about a small job.
+
+    Only what is empty, ours and closed to others is kept.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root / ".spare"
+        self._uid = os.geteuid()
+        self._kept: list[str] = []
+        self._number = 0
+
+    def clear(self) -> None:
+        """What an earlier agent kept is not trusted."""
+        shutil.rmtree(self._root, ignore_errors=True)
+        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def use(self, folder: str) -> None:
+        """Give a new run a kept folder, if there is one."""
+        if self._kept:
+            try:
+                os.rename(self._kept.pop(), folder)
+            except OSError:
+                self._kept.clear()
+
+    def keep(self, folder: str) -> bool:
+        """Keep the folder of a run that is over, if it is fit; else it is the caller's to delete."""
+        if len(self._kept) >= SPARES_MAX:
+            return False
+        try:
+            for name in ("stdout", "stderr"):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(f"{folder}/log/{name}")
+            if sorted(os.listdir(folder)) != LEAF_FOLDERS or not all(self._is_fit(f"{folder}/{name}") for name in LEAF_FOLDERS):
+                return False
+            self._number += 1
+            spare = f"{self._root}/{self._number}"
+            os.rename(folder, spare)
+        except OSError:
+            return False
+        self._kept.append(spare)
+        return True
+
+    def _is_fit(self, path: str) -> bool:
+        found = os.lstat(path)
+        return stat.S_ISDIR(found.st_mode) and found.st_mode & 0o777 == 0o700 and found.st_uid == self._uid and not os.listdir(path)
 
 
 def delete(folder: str) -> bool:
