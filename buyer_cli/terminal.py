@@ -23,9 +23,9 @@ _STYLES = {
     "expired": "yellow",
     "queued": "yellow",
     "cancelled": "dim",
-    "online": "green",
+    "offered": "green",
     "lost": "red",
-    "suspect": "yellow",
+    "draining": "yellow",
 }
 
 
