@@ -10,9 +10,10 @@ import asyncio
 import hashlib
 import io
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import aclosing
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, BinaryIO, NamedTuple
 
 import msgspec
 from msgspec import Meta
@@ -26,6 +27,7 @@ from events.wire import FilesAnswer, FilesRequest
 CHUNK_BYTES = 128 * 1024
 WINDOW = 8
 """Chunks in flight."""
+PUT_TRIES = 4
 FILES_MAX = 10_000
 DEPTH_MAX = 32
 PATH_BYTES_MAX = 1024
@@ -147,7 +149,7 @@ async def put_files(
         if ref.sha256 not in missing:
             continue
         with source.open("rb") as stream:
-            async for count in _put(ask, ref, stream.read, job_id):
+            async for count in _put(ask, ref, stream, job_id):
                 done += count
                 if progress is not None:
                     progress(done, total)
@@ -159,7 +161,7 @@ async def put_files(
 async def put_bytes(ask: Ask, data: bytes, *, job_id: JobId | None = None) -> BlobRef:
     """Store these bytes. Raises Refused, MarketUnreachable."""
     ref = blob_ref(data)
-    async for _ in _put(ask, ref, io.BytesIO(data).read, job_id):
+    async for _ in _put(ask, ref, io.BytesIO(data), job_id):
         pass
     return ref
 
@@ -176,34 +178,46 @@ async def _missing(ask: Ask, refs: list[BlobRef], job_id: JobId | None) -> set[s
     return missing
 
 
-async def _put(ask: Ask, ref: BlobRef, read: Callable[[int], bytes], job_id: JobId | None) -> AsyncIterator[int]:
-    """Send one blob in chunks, a window of them in flight; yields the bytes of each chunk that was taken."""
+async def _put(ask: Ask, ref: BlobRef, source: BinaryIO, job_id: JobId | None) -> AsyncIterator[int]:
+    """Send one blob in chunks, a window of them in flight; yields the bytes of each chunk that was taken. A store that has forgotten what
+    came before (it was restarted) gets all of it again."""
+    told = 0
+    for _ in range(PUT_TRIES):
+        source.seek(0)
+        async with aclosing(_put_once(ask, ref, source.read, job_id)) as taken:
+            async for done, stored in taken:
+                if done > told:
+                    yield done - told
+                    told = done
+                if stored:
+                    return
+    raise FilesDiffer("A file changed while it was sent.", why=f"{told} bytes were sent, {ref.size} announced", hint="Try again.")
+
+
+async def _put_once(ask: Ask, ref: BlobRef, read: Callable[[int], bytes], job_id: JobId | None) -> AsyncGenerator[tuple[int, bool], None]:
+    """Yields how much was taken, and whether the store has the whole; ends early when the store waits for an earlier place."""
     sent: list[tuple[int, asyncio.Task[FilesAnswer]]] = []
     offset = 0
-    stored = False
+    more = True
     try:
-        while True:
-            chunk = read(CHUNK_BYTES)
-            if not chunk and offset > 0:
-                break
-            request = FilesRequest(op="put", sha256=ref.sha256, size=ref.size, offset=offset, data=chunk, job_id=job_id)
-            sent.append((len(chunk), asyncio.create_task(_asked(ask, request))))
-            offset += len(chunk)
-            if len(sent) >= WINDOW:
-                count, task = sent.pop(0)
-                stored = (await task).stored or stored
-                yield count
-            if not chunk:
-                break
-        while sent:
-            count, task = sent.pop(0)
-            stored = (await task).stored or stored
-            yield count
+        while more or sent:
+            while more and len(sent) < WINDOW:
+                chunk = read(CHUNK_BYTES)
+                if chunk or offset == 0:
+                    request = FilesRequest(op="put", sha256=ref.sha256, size=ref.size, offset=offset, data=chunk, job_id=job_id)
+                    offset += len(chunk)
+                    sent.append((offset, asyncio.create_task(_asked(ask, request))))
+                more = len(chunk) == CHUNK_BYTES
+            if not sent:
+                return
+            end, task = sent.pop(0)
+            answer = await task
+            if answer.next_offset < end:
+                return
+            yield (ref.size if answer.stored else end), answer.stored
     finally:
         for _, task in sent:
             task.cancel()
-    if not stored:
-        raise FilesDiffer("A file changed while it was sent.", why=f"{offset} bytes were sent, {ref.size} announced", hint="Try again.")
 
 
 async def get_bytes(ask: Ask, ref: BlobRef, *, job_id: JobId | None = None, limit_bytes: int = MANIFEST_BYTES_MAX) -> bytes:

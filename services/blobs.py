@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from events.connection import Connection
-from events.errors import Refused
+from events.errors import LogUnavailable, Refused
 from events.files import CHUNK_BYTES
 from events.reasons import Refusal
 from events.streams import api, append, direct_get, purge
@@ -39,6 +39,9 @@ class _Upload:
         self.name = token_hex(12)
         self.size = size
         self.offset = 0
+        """Where the next chunk begins."""
+        self.stored = 0
+        """Bytes whose chunks are stored; several are on their way at once."""
         self.digest = hashlib.sha256()
         self.touched_s = time.monotonic()
 
@@ -93,11 +96,17 @@ class BlobStore:
         upload.offset += len(data)
         upload.touched_s = time.monotonic()
         upload.digest.update(data)
-        if given_up is not None:
-            await purge(self._connection, FILES_STREAM, subject=f"file.c.{given_up.name}.*")
-        if data:
-            await append(self._connection, f"file.c.{upload.name}.{offset // CHUNK_BYTES}", data)
-        if upload.offset < size:
+        try:
+            if given_up is not None:
+                await purge(self._connection, FILES_STREAM, subject=f"file.c.{given_up.name}.*")
+            if data:
+                await append(self._connection, f"file.c.{upload.name}.{offset // CHUNK_BYTES}", data)
+        except LogUnavailable:
+            if self._uploads.get(key) is upload:
+                del self._uploads[key]  # it has a hole now: the client begins again
+            raise
+        upload.stored += len(data)
+        if upload.stored < size or self._uploads.get(key) is not upload:
             return upload.offset, False
         del self._uploads[key]
         await self._finish(wallet, sha256, upload)
