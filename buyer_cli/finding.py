@@ -11,6 +11,7 @@ from buyer_cli.complaint import NOT_FOUND, USAGE, Complaint
 from buyer_cli.printable import printable
 from events.errors import MarketUnreachable
 from events.home import choose_wallet
+from events.session import SessionStore
 from events.values import Role
 
 Json = dict[str, Any]
@@ -19,8 +20,11 @@ _CANDIDATES = 5
 
 
 def my_address(caller: Caller) -> str:
-    """The wallet that acts. Raises IdentityError."""
-    return choose_wallet(caller.settings, Role.BUYER).address
+    """The wallet that acts: of the keystore, or one of which a delegation lies here. Raises IdentityError."""
+    home = caller.settings.home
+    markets = [caller.settings.market_id] if caller.settings.market_id else [folder.name for folder in home.glob("sessions/*")]
+    delegated = {address for market in markets for address in SessionStore(home, market).delegated(Role.BUYER)}
+    return choose_wallet(caller.settings, Role.BUYER, delegated).address
 
 
 def find_job(caller: Caller, api: Api, asked: str, *, market_knows: bool = False) -> Json:

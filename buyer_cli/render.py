@@ -172,7 +172,7 @@ def ended_sentence(job: Json) -> str:
         ran_ms = max(0, job["ended_ms"] - job["started_ms"])
     if ran_ms is not None:
         parts.append(f"ran {run_time(ran_ms)}")
-    if job.get("charged_uusd") is not None:
+    if job.get("charged_uusd") is not None and job.get("attempt"):
         parts.append(f"bill {usd(job['charged_uusd'])}")
     return ", ".join(parts)
 

@@ -80,7 +80,8 @@ def cost_sentence(quote: QuoteAnswer, num_gpus: int, timeout_s: int, max_price_u
     cap = charge_uusd(timeout_s * 1000, num_gpus, top)
     if max_total_uusd is not None and max_total_uusd < cap:
         return f"at most {usd(max_total_uusd)} (--max-total)"
-    basis = f"{duration(timeout_s)} on {count(max(1, num_gpus), 'GPU')} at {price(top)}"
+    cards = f"on {count(num_gpus, 'GPU')}" if num_gpus else "without a GPU, billed as one,"
+    basis = f"{duration(timeout_s)} {cards} at {price(top)}"
     if max_price_uusd is not None:
         return f"at most {usd(cap)} ({basis})"
     low = charge_uusd(timeout_s * 1000, num_gpus, min(prices))

@@ -73,7 +73,15 @@ def test_a_row_shows_what_goes_on_and_nothing_hostile() -> None:
 
 
 def test_an_end_is_told_with_its_reason_its_time_and_its_bill() -> None:
-    job = {"state": "failed", "reason": "exited_nonzero", "exit_code": 7, "started_ms": NOW, "ended_ms": NOW + 4000, "charged_uusd": 1234}
+    job = {
+        "state": "failed",
+        "reason": "exited_nonzero",
+        "exit_code": 7,
+        "started_ms": NOW,
+        "ended_ms": NOW + 4000,
+        "attempt": 1,
+        "charged_uusd": 1234,
+    }
     assert "failed: the program ended with an exit code other than 0 (exit code 7), ran 4.0 s, bill 0.001234 USD" == render.ended_sentence(
         job
     )
