@@ -23,6 +23,7 @@ FRAME_BYTES = 64 * 1024
 FRAMES_IN_FLIGHT = 4
 PAUSE_S = 0.25
 PAUSE_MAX_S = 5.0
+FRUITLESS_MAX = 3
 REFUSED_MAX = 60
 """So many refusals in a row, with pauses, and the gateway means it."""
 CHANNELS = (("stdout", 1), ("stderr", 2))
@@ -67,8 +68,13 @@ class Spool:
     async def pump(self) -> None:
         """Ship everything that is there now. Raises MarketUnreachable, GatewayRefused."""
         async with self._pumping:
+            fruitless = 0
             while self.is_behind:
+                before = self.recorded
                 await self._ship_window()
+                fruitless = fruitless + 1 if before == self.recorded else 0
+                if fruitless == FRUITLESS_MAX:
+                    raise GatewayRefused("nothing is recorded")
 
     async def pump_until_done(self) -> None:
         """Ship everything, however long the gateway is away; the run has ended, so nothing more comes."""
@@ -90,7 +96,6 @@ class Spool:
     async def _ship_window(self) -> None:
         """A few frames in flight; where they were not recorded in order the next window begins where the gateway stands."""
         frames = await asyncio.to_thread(self._frames) if self._is_large() else self._frames()
-        before = list(self._recorded)
         attempt, epoch = self._attempt.attempt, self._attempt.epoch
         asking = [self._send(wire.OutputFrame(attempt=attempt, epoch=epoch, chunks=tuple(chunks))) for chunks in frames]
         answers = await asyncio.gather(*asking, return_exceptions=True)
@@ -102,9 +107,8 @@ class Spool:
         for answer in answers:
             if isinstance(answer, BaseException):
                 raise answer
-        if not self.full and before == self._recorded:
-            failures = [a.failure for a in answers if isinstance(a, wire.OutputAnswer) and a.failure is not None]
-            raise GatewayRefused(f"{failures[0].code}: {failures[0].detail}" if failures else "nothing was recorded")
+            if answer.failure is not None and not told:
+                raise GatewayRefused(f"{answer.failure.code}: {answer.failure.detail}")
 
     def _is_large(self) -> bool:
         return sum(self.sizes()) - sum(self._recorded) > FRAME_BYTES
@@ -115,6 +119,8 @@ class Spool:
         room = FRAME_BYTES
         for (_, channel), path, recorded in zip(CHANNELS, self._paths, self._recorded, strict=True):
             offset = recorded
+            if _size(path) <= recorded:
+                continue
             for data in _read(path, recorded, FRAME_BYTES * FRAMES_IN_FLIGHT):
                 while data:
                     piece, data = data[:room], data[room:]
