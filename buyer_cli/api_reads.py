@@ -42,7 +42,7 @@ class Api:
             body = self._read(answer)
         try:
             value = json.loads(body)
-        except ValueError:
+        except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
             raise Complaint(
