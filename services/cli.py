@@ -13,10 +13,10 @@ from collections.abc import Callable, Coroutine
 from typing import Any, NoReturn
 
 import click
-from events.log_setup import configure
 
 from events.errors import BazaarError, IdentityError, MarketUnreachable, Refused
 from events.home import Settings, read_endpoints, resolve
+from events.log_setup import configure
 from events.market import Policy
 from events.reasons import REFUSALS
 from services.processes import MarketFolder
