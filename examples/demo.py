@@ -64,7 +64,8 @@ def has_cards(env: dict[str, str]) -> bool:
 
 def start_market(home: Path, env: dict[str, str]) -> subprocess.Popen[bytes]:
     """The embedded market with a seller, ready to be asked. Raises DemoFailed."""
-    command = "bazaar-market up --port 0 --api-port 0 --seller --price 0.40"
+    # As plain processes, also where Docker answers: a demo must not wait for a registry, and the jobs are our own.
+    command = "bazaar-market up --port 0 --api-port 0 --seller --price 0.40 --runner process"
     if not has_cards(env):
         command += f" --simulate-gpus {shlex.quote(SIMULATED)}"
     print(f"$ {command} &", flush=True)
