@@ -40,6 +40,7 @@ RETRY_S = 2.0
 OTHER_AGENT_S = 25.0
 """So long an agent that just started waits for an earlier one with its node id to fall silent."""
 WALLETS_LOOK_S = 2.0
+GIVE_UP_MS = 15_000
 LEAVE_S = 60.0
 LEAVE_UNREACHABLE_S = 10.0
 
@@ -80,7 +81,6 @@ class Agent:
         self._offered_seq = 0
         self._offering = asyncio.Lock()
         self._wants_offer = True
-        self._other_since_ms: int | None = None
         self._synced_ms = 0
         self._leaving = asyncio.Event()
         self._abandoning = asyncio.Event()
@@ -101,6 +101,7 @@ class Agent:
         tasks: list[asyncio.Task[None]] = []
         try:
             self._know_cards(self._make_offer())
+            await self._be_the_only_one(beats)
             await self._reconcile()
             work = (beats.run(), hands.ship_as_it_grows(), self._tick(), self._watch.run(), self._look_for_wallets(), self._keep_offering())
             tasks = [asyncio.create_task(self._guarded(part)) for part in work]
@@ -132,6 +133,8 @@ class Agent:
         except BaseException as error:
             log.error("the agent cannot go on", exc_info=not isinstance(error, BazaarError), why=str(error))
             self._failure = error
+            if isinstance(error, OtherAgent):
+                await self._give_everything_up()
             self._abandoning.set()
             self._leaving.set()
 
@@ -309,25 +312,39 @@ class Agent:
 
     async def _on_beat(self, answer: BeatAnswer) -> None:
         if answer.other_boot:
-            self._meet_other_agent(answer.other_boot)
-            return
-        self._other_since_ms = None
+            raise OtherAgent(
+                why=f"Its boot is {answer.other_boot[:40]}; this one is {self._identity.boot}.",
+                hint="Two agents offer one node: end one of them, or give it another name with --name.",
+            )
         if not answer.offered and self._wants_offer and self._offered_seq and answer.seq >= self._offered_seq:
             log.warning("the market had lost this node: reconciling, then offering again")
             assert self._client is not None
             self.on_resync(await self._client.sync(node_id=self._identity.node_id))
             await self._offer_now()
 
-    def _meet_other_agent(self, other: str) -> None:
-        """The matcher turns away the second of two. Ours may be the first, restarted: wait a little, then give way."""
-        now_ms = boot_ms()
-        self._other_since_ms = self._other_since_ms or now_ms
-        if now_ms - self._other_since_ms < OTHER_AGENT_S * 1000:
-            return
-        raise OtherAgent(
-            why=f"Its boot is {other[:40]}; this one is {self._identity.boot}.",
-            hint="Two agents offer one node: end one of them, or give it another name with --name.",
-        )
+    async def _be_the_only_one(self, beats: Beats) -> None:
+        """The matcher turns away the second of two agents. An earlier one may have just died: it is waited for, then we give way."""
+        since_ms = boot_ms()
+        while True:
+            try:
+                await beats.beat()
+                return
+            except OtherAgent:
+                if boot_ms() - since_ms >= OTHER_AGENT_S * 1000:
+                    raise
+            except MarketUnreachable as error:
+                log.warning("waiting for the market", why=error.why)
+            await asyncio.sleep(TICK_S)
+
+    async def _give_everything_up(self) -> None:
+        """What runs here is the other agent's by now: it must not run on."""
+        assert self._hands is not None
+        for attempt in list(self._hands.attempts.values()):
+            attempt.standing = Standing.GONE
+        self._hands.advance_all()
+        until_ms = boot_ms() + GIVE_UP_MS
+        while boot_ms() < until_ms and any(attempt.is_active for attempt in self._hands.attempts.values()):
+            await asyncio.sleep(0.05)
 
     # ---- time
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import structlog
 
-from events.errors import BazaarError
+from events.errors import MarketUnreachable, Refused
 from events.wire import Beat, BeatAnswer, BeatCard, BeatLease
 from seller_agent.attempts import Attempt, Run, Standing, Work
 from seller_agent.decisions import guard_until_ms
@@ -72,7 +72,7 @@ class Beats:
         while True:
             try:
                 await self.beat()
-            except BazaarError as error:
+            except (MarketUnreachable, Refused) as error:
                 log.warning("no answer to a heartbeat", why=error.why or str(error), silent_s=(boot_ms() - self.silent_since_ms) // 1000)
             self._wake.clear()
             try:
@@ -82,7 +82,7 @@ class Beats:
                 pass
 
     async def beat(self) -> BeatAnswer:
-        """One heartbeat and what follows from its answer. Raises MarketUnreachable, Refused."""
+        """One heartbeat and what follows from its answer. Raises MarketUnreachable, Refused, and what `on_answer` raises."""
         held = [attempt for attempt in self._hands.attempts.values() if _is_held(attempt)][:LEASES_MAX]
         beat = Beat(
             node_id=self._identity.node_id,

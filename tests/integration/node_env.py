@@ -67,6 +67,15 @@ class NodeWorld:
         self.agents.append(running)
         return await running.start()
 
+    async def twin(self, first: RunningAgent) -> RunningAgent:
+        """Another agent for the same node, in a folder and a home of its own: as on another machine."""
+        running = RunningAgent(self, first.name, "2xRTX 4090", 400_000)
+        running.folder = self.home / "twin"
+        running.home = self.home / "twin home"
+        running.session = session_of(SELLER, Role.SELLER)
+        self.agents.append(running)
+        return await running.start(ready=False, boot="another boot")
+
     async def submit(self, *argv: str, **changes: Any) -> str:
         """A job of the buyer, in the ledger."""
         needs = Requirements(num_gpus=changes.pop("gpus", 1), allow_simulated=True)
@@ -134,6 +143,19 @@ class RunningAgent:
         self.client: MarketClient
         self.runner: ProcessRunner
         self.task: asyncio.Task[None] | None = None
+        self.session = world.session
+        self.home = world.home
+        self.own_wallets = [world.buyer.wallet]
+
+    def folder_of(self, job_id: str) -> Path:
+        """The folder of the job's run, while there is one."""
+        run = self.world.job(job_id).run
+        assert run is not None
+        return self.folder / "runs" / f"{job_id}-{run.attempt}-{run.epoch}"
+
+    def running_output(self, job_id: str) -> bytes:
+        """What a running job has written to stdout so far."""
+        return (self.folder_of(job_id) / "log" / "stdout").read_bytes()
 
     def offer(self) -> NodeOffered:
         made = make_offer(
@@ -142,7 +164,7 @@ class RunningAgent:
             cards=tuple(offered_card(card) for card in self.inventory.cards),
             isolation=Isolation.PROCESS,
             machine={"cores": 4, "memory_mib": 4096},
-            own_wallets=[self.world.buyer.wallet],
+            own_wallets=self.own_wallets,
         )
         return msgspec.structs.replace(made)
 
@@ -153,7 +175,7 @@ class RunningAgent:
         self.agent = Agent(
             identity, self.folder, self.runner, offer=self.offer, watch=CardWatch(self.inventory.cards), say=self.world.said.append
         )
-        self.client = await self.world.market.client(self.world.session, self.world.home, lane=self.node_id)
+        self.client = await self.world.market.client(self.session, self.home, lane=self.node_id)
         self.client.node_id = self.node_id
         self.client.on_event(self.agent.on_event)
         self.client.on_resync(self.agent.on_resync)
@@ -178,6 +200,11 @@ class RunningAgent:
         self.task = None
         await self.client.close()
 
+    async def forget(self) -> None:
+        """It has ended by itself."""
+        self.task = None
+        await self.client.close()
+
     async def leave(self) -> None:
         """As on the first signal; returns when the agent has ended."""
         assert self.task is not None
@@ -187,12 +214,12 @@ class RunningAgent:
         await self.client.close()
 
     async def stop(self) -> None:
-        if self.task is not None:
+        if self.task is not None and not self.task.done():
             await self.leave()
 
 
-@pytest.fixture
-async def nodes(market: MarketWorld, tmp_path: Path) -> AsyncIterator[NodeWorld]:
+@pytest.fixture(name="nodes")
+async def some_nodes(market: MarketWorld, tmp_path: Path) -> AsyncIterator[NodeWorld]:
     made = NodeWorld(market, tmp_path / "home")
     await made.start()
     try:
