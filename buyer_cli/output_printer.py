@@ -57,6 +57,22 @@ class OutputPrinter:
             self._terminal.emit({"type": "output", "stream": _NAMES[channel], "text": text})
 
 
+class OutputCollector:
+    """Keeps output for one JSON answer. JSON escapes what a terminal could take for a command, so nothing else is changed."""
+
+    def __init__(self, channels: frozenset[int]) -> None:
+        self._kept = {channel: bytearray() for channel in sorted(channels)}
+
+    def show(self, piece: Piece) -> None:
+        """Keep a piece, if its channel is wanted."""
+        if piece.channel in self._kept:
+            self._kept[piece.channel] += piece.data
+
+    def answer(self) -> dict[str, str]:
+        """The text of each wanted channel by its name; bytes that are no text are replaced."""
+        return {_NAMES[channel]: bytes(data).decode(errors="replace") for channel, data in self._kept.items()}
+
+
 class Tail:
     """Keeps what may be among the last lines of what it is shown, until that is let out. Lines of both channels count alike."""
 

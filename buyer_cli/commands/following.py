@@ -16,7 +16,7 @@ from buyer_cli.complaint import INTERRUPTED, NOT_FINISHED, NOT_FOUND, USAGE, Com
 from buyer_cli.finding import Json, find_job
 from buyer_cli.following import Follower, Following
 from buyer_cli.output_merge import STDERR, STDOUT
-from buyer_cli.output_printer import OutputPrinter, Tail
+from buyer_cli.output_printer import OutputCollector, OutputPrinter, Tail
 from buyer_cli.output_reader import OutputReader
 from buyer_cli.session import asks_files, opened, run_async
 from events.errors import Refused
@@ -102,16 +102,20 @@ def logs(
 
     async def go() -> int:
         printer = OutputPrinter(caller.terminal, channels, raw)
+        collector = OutputCollector(channels) if caller.as_json and not follow else None
+        show = printer.show if collector is None else collector.show
         async with opened(caller) as client:
             view = await _as_the_market_has_it(client, found)
             kept = None if tail is None else Tail(tail, channels)
-            reader = OutputReader(asks_files(client), found["id"], printer.show if kept is None else kept.show)
+            reader = OutputReader(asks_files(client), found["id"], show if kept is None else kept.show)
             try:
                 await _read_so_far(reader, view, found)
                 if kept is not None:
                     for piece in kept.release():
-                        printer.show(piece)
-                    reader.show_with(printer.show)
+                        show(piece)
+                    reader.show_with(show)
+                if collector is not None:
+                    caller.terminal.emit({"id": found["id"], "attempt": reader.attempt, **collector.answer()})
                 if not follow:
                     return 0
                 ended = (

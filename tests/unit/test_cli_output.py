@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from buyer_cli.output_merge import STDERR, STDOUT, OutputMerge, Piece
-from buyer_cli.output_printer import OutputPrinter, Tail
+from buyer_cli.output_printer import OutputCollector, OutputPrinter, Tail
 from buyer_cli.output_reader import OutputReader
 from buyer_cli.terminal import Terminal
 from events.errors import Refused
@@ -137,3 +137,11 @@ def test_a_tail_is_the_last_lines_wherever_they_were_cut(wanted: int, text: byte
         tail.show(Piece(STDOUT, data))
         tail.show(Piece(STDERR, b"not wanted\n"))
     assert text == joined(tail.release(), STDOUT)
+
+
+def test_collected_output_is_whole_and_only_what_was_wanted() -> None:
+    collector = OutputCollector(frozenset({STDOUT}))
+    for data in ("€".encode()[:1], "€".encode()[1:], b"\x1b[2J"):
+        collector.show(Piece(STDOUT, data))
+        collector.show(Piece(STDERR, data))
+    assert {"stdout": "€\x1b[2J"} == collector.answer()
