@@ -101,6 +101,8 @@ class Embedded:
         self._children: list[Child] = []
         self._sellers: list[Child] = []
         self._keys: MarketKeys | None = None
+        self._listening: socket.socket | None = None
+        """The API's, for as long as the market is up: an API that is started again listens there too."""
 
     def stop(self) -> None:
         """End it."""
@@ -126,7 +128,7 @@ class Embedded:
         self._keys = keys = folder.load_keys()
         market_id = await asyncio.to_thread(_prepare, folder, keys, options)
         self._broker = broker = await take_over_async(Place(folder.path, host=options.bind, port=options.port), keys)
-        listening = _listen(options.bind, options.api_port)
+        self._listening = listening = _listen(options.bind, options.api_port)
         api = f"http://{_reachable(options.bind)}:{listening.getsockname()[1]}"
         self._children = [
             self._service("callout", broker.url),
@@ -233,6 +235,8 @@ class Embedded:
         """Sellers first, so that they can report; the broker last."""
         for child in [*self._sellers, *reversed(self._children)]:
             await asyncio.to_thread(child.stop)
+        if self._listening is not None:
+            self._listening.close()
         if self._broker is not None:
             await self._broker.stop_async()
         self._folder.running.unlink(missing_ok=True)
