@@ -39,7 +39,7 @@ RESYNC_S = 60.0
 RETRY_S = 2.0
 OTHER_AGENT_S = 25.0
 """So long an agent that just started waits for an earlier one with its node id to fall silent."""
-WALLETS_LOOK_S = 2.0
+WALLETS_LOOK_S = 0.2
 GIVE_UP_MS = 15_000
 LEAVE_S = 60.0
 LEAVE_UNREACHABLE_S = 10.0

@@ -29,12 +29,15 @@ from seller_agent.beats import NodeIdentity
 from seller_agent.gpus import Inventory
 from seller_agent.machine import CardWatch, agent_boot, boot_id, offered_card, real_cards, simulated_cards, size
 from seller_agent.offers import DEFAULT_IMAGE, NO_ISOLATION, TAKES_ANYONE, Terms, accepted, cards_offered, in_words, make_offer
+from seller_agent.runners.docker_host import socket_of
 from seller_agent.runners.process_runner import ProcessRunner
 from seller_agent.runners.runner import Runner, RunnerError
 
 log = structlog.get_logger("seller")
 
 DOCKER_ANSWER_S = 5.0
+SUPERVISOR_IDLE_S = 0.25
+"""So long after the agent, and the last run, the guard of plain processes stays: nothing is left where nothing runs."""
 MARKET_WAIT_S = 20.0
 
 Say = Callable[[str], None]
@@ -48,6 +51,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     simulate: tuple[str, ...] = ()
     delegation: str | None = None
     default_image: str | None = None
+    docker_host: str | None = None
+    """Docker's socket as DOCKER_HOST names it; `None`: where Docker puts it by itself."""
 
 
 class NodeInUse(BazaarError):
@@ -91,20 +96,30 @@ def _make_seller(keystore: Keystore, say: Say) -> KnownWallet:
     return created.wallet
 
 
-async def choose_runner(asked: str | None, folder: Path, node: str, say: Say) -> tuple[Runner, Isolation]:
+async def choose_runner(asked: str | None, docker_host: str | None, folder: Path, node: str, say: Say) -> tuple[Runner, Isolation]:
     """Docker when it answers, else plain processes, with a warning. Raises RunnerError when Docker was asked for and does not answer."""
     if asked != "process":
-        docker = import_module("seller_agent.runners.docker_runner").DockerRunner(folder, node)  # costs a third of a second to load
         try:
-            async with asyncio.timeout(DOCKER_ANSWER_S if asked is None else None):
-                await docker.check()
-            return docker, Isolation.CONTAINER
+            return await _docker_runner(docker_host, folder, node, DOCKER_ANSWER_S if asked is None else None), Isolation.CONTAINER
         except (RunnerError, TimeoutError) as error:
-            await docker.close()
             if asked == "docker":
                 raise BazaarError("Docker does not answer.", why=str(error), hint="Start it, or use --runner process.") from None
             say(NO_ISOLATION)
-    return ProcessRunner(private_folder(folder / "runs")), Isolation.PROCESS
+    return ProcessRunner(private_folder(folder / "runs"), idle_s=SUPERVISOR_IDLE_S), Isolation.PROCESS
+
+
+async def _docker_runner(docker_host: str | None, folder: Path, node: str, timeout_s: float | None) -> Runner:
+    """The Docker runner, once Docker has answered. Raises RunnerError, TimeoutError."""
+    module = import_module("seller_agent.runners.docker_runner")  # costs a third of a second to load
+    docker = module.DockerRunner(folder, node, socket_path=socket_of(docker_host))
+    try:
+        async with asyncio.timeout(timeout_s):
+            await docker.check()
+    except BaseException:
+        await docker.close()
+        raise
+    runner: Runner = docker
+    return runner
 
 
 async def find_cards(simulate: tuple[str, ...], node: str, say: Say) -> Inventory:
@@ -158,7 +173,7 @@ async def run(settings: Settings, options: Options, say: Say) -> None:
     place = Place(owner=owner, node_id=node_id(owner, options.terms.name), folder=settings.home / "seller" / options.terms.name)
     with claimed_folder(place.folder, owner):
         inventory = await find_cards(options.simulate, place.node_id, say)
-        runner, isolation = await choose_runner(options.runner, place.folder, place.node_id, say)
+        runner, isolation = await choose_runner(options.runner, options.docker_host, place.folder, place.node_id, say)
         cards = cards_offered([offered_card(card) for card in inventory.cards], options.terms)
         if isolation is Isolation.PROCESS and options.terms.accept is Accept.ANYONE:
             say(TAKES_ANYONE)
@@ -176,12 +191,34 @@ async def run(settings: Settings, options: Options, say: Say) -> None:
         await _work(settings, agent, place, session, say=say, words=in_words(offer()))
 
 
+class OwnWallets:
+    """The wallets of a home, read again only when something was put there: the offer is compared with them several times a second,
+    so that whoever makes a wallet here can use the node at once."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._seen_ns = -1
+        self._addresses: list[str] = []
+
+    def addresses(self) -> list[str]:
+        """Their addresses, as of now."""
+        try:
+            changed_ns = (self._home / "keystore").stat().st_mtime_ns
+        except OSError:
+            changed_ns = 0
+        if changed_ns != self._seen_ns:
+            self._addresses = [wallet.address for wallet in known_wallets(self._home)]
+            self._seen_ns = changed_ns
+        return self._addresses
+
+
 def _offer_maker(
     settings: Settings, options: Options, place: Place, cards: tuple[Card, ...], isolation: Isolation, *, watch: CardWatch
 ) -> Callable[[], NodeOffered]:
     """The offer as it should be now: wallets that were made meanwhile are taken too, ill cards are not let."""
     machine = size()
     takes_own = accepted(options.terms, isolation) is Accept.OWN
+    own = OwnWallets(settings.home)
     image = None if isolation is Isolation.PROCESS else options.default_image or DEFAULT_IMAGE
 
     def offer() -> NodeOffered:
@@ -191,7 +228,7 @@ def _offer_maker(
             cards=tuple(msgspec.structs.replace(card, healthy=card.healthy and watch.is_healthy(card.uuid)) for card in cards),
             isolation=isolation,
             machine=machine,
-            own_wallets=[wallet.address for wallet in known_wallets(settings.home)] if takes_own else (),
+            own_wallets=own.addresses() if takes_own else (),
             default_image=image,
             version=version(),
         )
