@@ -229,7 +229,9 @@ class MarketEnv:
             timeout=COMMAND_S,
         )
         told = Told(done.returncode, done.stdout, done.stderr)
-        assert code is None or code == told.code, f"{program} {' '.join(arguments)} left with {told.code}, not {code}\n{told}\n{self.diagnosis()}"
+        assert code is None or code == told.code, (
+            f"{program} {' '.join(arguments)} left with {told.code}, not {code}\n{told}\n{self.diagnosis()}"
+        )
         assert "Traceback" not in told.stderr, told.stderr
         return told
 
@@ -316,6 +318,8 @@ def opened_market(folder: Path, *options: str) -> Iterator[MarketEnv]:
     try:
         env.start(*(options or TWO_CARDS))
         env.bazaar("wallet", "new")
+        # The node offers itself again, to the wallet that was made after it.
+        env.wait_until(lambda: env.bazaar("quote", "--allow-simulated", code=None).code == 0, "the node takes the new wallet's jobs")
         yield env
     finally:
         env.close()

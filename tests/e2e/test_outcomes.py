@@ -199,7 +199,13 @@ def test_a_job_that_leaves_nothing_has_no_results(market: MarketEnv) -> None:
 def test_a_folder_is_shipped_but_for_what_its_ignore_file_names(market: MarketEnv) -> None:
     data = market.work / "project"
     (data / "sub").mkdir(parents=True)
-    for name, content in {"a.txt": "a", "sub/b.bin": "b", "sub/c.tmp": "c", "secret.key": "k", ".bazaarignore": "*.tmp\n/secret.key\n"}.items():
+    for name, content in {
+        "a.txt": "a",
+        "sub/b.bin": "b",
+        "sub/c.tmp": "c",
+        "secret.key": "k",
+        ".bazaarignore": "*.tmp\n/secret.key\n",
+    }.items():
         (data / name).write_text(content)
     (data / "tool").write_text("#!/bin/sh\n")
     (data / "tool").chmod(0o755)
@@ -216,14 +222,17 @@ def test_a_folder_is_shipped_but_for_what_its_ignore_file_names(market: MarketEn
 
 def test_code_comes_from_the_command_line_or_from_standard_input(market: MarketEnv) -> None:
     assert "42\n" == market.bazaar("run", "--allow-simulated", "-c", "print(6 * 7)").stdout
-    assert "['one', 'two']\n" == market.bazaar(
-        "run", "--allow-simulated", "-", "--", "one", "two", stdin="import sys\nprint(sys.argv[1:])\n"
-    ).stdout
+    assert (
+        "['one', 'two']\n"
+        == market.bazaar("run", "--allow-simulated", "-", "--", "one", "two", stdin="import sys\nprint(sys.argv[1:])\n").stdout
+    )
 
 
 def test_a_job_sees_what_the_contract_promises(market: MarketEnv) -> None:
     names = ["BAZAAR_JOB_ID", "BAZAAR_ATTEMPT", "BAZAAR_EPOCH", "BAZAAR_GPU_UUIDS", "BAZAAR_OUT", "GREETING"]
-    told = market.bazaar("run", "--allow-simulated", "--env", "GREETING=hi there", "-c", f"import os; print([os.environ[n] for n in {names}])")
+    told = market.bazaar(
+        "run", "--allow-simulated", "--env", "GREETING=hi there", "-c", f"import os; print([os.environ[n] for n in {names}])"
+    )
     job = market.bazaar("show", "last", "--json").json
     assert f"['{job['id']}', '1', '{job['epoch']}', '{job['gpus'][0]['uuid']}', " in told.stdout
     assert "'hi there']" in told.stdout
