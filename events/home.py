@@ -43,7 +43,7 @@ MARKET_WALLET, SELLER_WALLET = "market", "seller"
 
 _SCHEMES = {"market": ("nats", "tls", "ws", "wss"), "api": ("http", "https")}
 _NO_MARKET = "No market is running here and none is configured."
-_NO_MARKET_HINT = "Start one with `bazaar-market up`, join one with `bazaar join`, or set BAZAAR_MARKET."
+_NO_MARKET_HINT = "Start one with `bazaar-market up`, or set BAZAAR_MARKET and BAZAAR_API."
 
 
 class Setting(NamedTuple):
