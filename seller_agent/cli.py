@@ -19,6 +19,9 @@ as_json = click.option("--json", "json_out", is_flag=True, help="JSON on stdout.
 market_option = click.option("--market", metavar="URL", help="The broker; by default the market running here, or the one joined.")
 wallet_option = click.option("--wallet", metavar="W", help="Whose node it is: a wallet's name or address.")
 name_option = click.option("--name", metavar="N", help="The node's name; by default this machine's.")
+docker_host_option = click.option(
+    "--docker-host", envvar="DOCKER_HOST", metavar="HOST", help="Docker's socket, as unix:///path (DOCKER_HOST)."
+)
 simulate_option = click.option("--simulate-gpus", "simulate", multiple=True, metavar="SPEC", help='Cards that do not exist: "2xRTX 4090".')
 
 
@@ -94,6 +97,7 @@ def _node_name(given: str | None) -> str:
 @name_option
 @click.option("--runner", type=click.Choice(["docker", "process"]), help="How jobs run; by default Docker where it answers.")
 @click.option("--default-image", metavar="IMAGE", help="For jobs that name no image, with the Docker runner.")
+@docker_host_option
 @simulate_option
 @click.option("--labels", multiple=True, metavar="K=V", help="Labels that jobs may ask for; repeat.")
 @click.option("--delegation", type=click.Path(exists=True, dir_okay=False), help="A file from `bazaar login -o`; needs no keystore here.")
@@ -122,6 +126,7 @@ def run(**given: Any) -> None:
         simulate=given["simulate"],
         delegation=given["delegation"],
         default_image=given["default_image"],
+        docker_host=given["docker_host"],
     )
     settings = _settings(given["market"], given["wallet"])
     configure(settings.home, f"seller-{terms.name}", level=given["log_level"], as_json=given["log_json"])
@@ -151,15 +156,16 @@ def gpus(simulate: tuple[str, ...], json_out: bool) -> None:
 
 
 @cli.command()
+@docker_host_option
 @market_option
 @wallet_option
 @as_json
-def doctor(market: str | None, wallet: str | None, json_out: bool) -> None:
+def doctor(docker_host: str | None, market: str | None, wallet: str | None, json_out: bool) -> None:
     """Check everything that a seller needs."""
     from seller_agent.doctor import examine
 
     settings = _settings(market, wallet)
-    findings = _await(lambda: examine(settings))
+    findings = _await(lambda: examine(settings, docker_host))
     if json_out:
         click.echo(json.dumps([finding._asdict() for finding in findings]))
     else:

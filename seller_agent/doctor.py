@@ -14,6 +14,7 @@ from events.market_client import ask_hello
 from events.values import Role
 from seller_agent.gpus import DetectedCard
 from seller_agent.machine import real_cards, size
+from seller_agent.runners.docker_host import socket_of
 from seller_agent.runners.docker_runner import DockerRunner
 from seller_agent.runners.runner import RunnerError
 
@@ -30,13 +31,13 @@ class Finding(NamedTuple):
     remedy: str = ""
 
 
-async def examine(settings: Settings) -> list[Finding]:
+async def examine(settings: Settings, docker_host: str | None = None) -> list[Finding]:
     """All findings."""
     return [
         *await _market(settings),
         _wallet(settings),
         *await _cards(),
-        await _docker(settings.home),
+        await _docker(settings.home, docker_host),
         _disk(settings.home),
     ]
 
@@ -77,13 +78,18 @@ def _card(card: DetectedCard) -> Finding:
     return Finding("ok", what) if card.healthy else Finding("error", f"{what}, {card.fault}", "It is offered as unhealthy, so not let.")
 
 
-async def _docker(home: Path) -> Finding:
-    runner = DockerRunner(home / "seller", "doctor")
+async def _docker(home: Path, docker_host: str | None) -> Finding:
+    try:
+        return await _docker_at(socket_of(docker_host), home)
+    except (RunnerError, TimeoutError) as error:
+        return Finding("warning", f"docker: {error or 'no answer'}", "Without it jobs run as plain processes, of your own wallets only.")
+
+
+async def _docker_at(socket_path: str, home: Path) -> Finding:
+    runner = DockerRunner(home / "seller", "doctor", socket_path=socket_path)
     try:
         async with asyncio.timeout(DOCKER_ANSWER_S):
             host = await runner.check()
-    except (RunnerError, TimeoutError) as error:
-        return Finding("warning", f"docker: {error or 'no answer'}", "Without it jobs run as plain processes, of your own wallets only.")
     finally:
         await runner.close()
     return Finding("ok", f"docker: {host.version}, {host.cores} cores, {host.memory_mib} MiB")

@@ -1,4 +1,4 @@
-"""What this machine's process table says about Docker: its daemon's start and a container's first process. Reads only."""
+"""Where Docker is, and what this machine's process table says about it: its daemon's start, a container's first process. Reads only."""
 
 from __future__ import annotations
 
@@ -11,6 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from seller_agent.runners import guard_files
+from seller_agent.runners.runner import RunnerError
+
+DEFAULT_SOCKET = "/var/run/docker.sock"
+
+
+def socket_of(docker_host: str | None) -> str:
+    """The socket that a Docker host (`unix:///path`, or the path alone) names; Docker's own default when there is none.
+
+    Raises RunnerError for a Docker that is reached through a network: a run's folders lie here, and it could not mount them.
+    """
+    if not docker_host:
+        return DEFAULT_SOCKET
+    path = docker_host.removeprefix("unix://")
+    if not path.startswith("/"):
+        raise RunnerError("container_error", f"The Docker host {docker_host[:200]!a} is no socket on this machine, such as unix:///path.")
+    return path
 
 
 def container_pid(inspected: Mapping[str, Any]) -> int | None:

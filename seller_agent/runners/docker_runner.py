@@ -21,13 +21,13 @@ import docker.errors
 import requests.exceptions
 
 from seller_agent.runners import docker_profile as profile
+from seller_agent.runners.docker_host import DEFAULT_SOCKET
 from seller_agent.runners.docker_logs import Follower
 from seller_agent.runners.docker_outcome import classify_failure
 from seller_agent.runners.docker_profile import Host
 from seller_agent.runners.docker_runs import Dropped, EngineGone, Inspection, Runs
 from seller_agent.runners.runner import Progress, RunKey, RunnerError, RunSpec, RunState, RunStatus, StopReason
 
-DEFAULT_SOCKET = "/var/run/docker.sock"
 PULL_TIMEOUT_S = 20 * 60
 
 T = TypeVar("T")
