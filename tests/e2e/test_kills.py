@@ -28,6 +28,14 @@ NOTES = [f"note {number:03}" for number in range(0, LINES, 10)]
 PARTS = ("matcher", "api", "files", "callout", "seller", "broker")
 
 
+ENDS = ("JobSucceeded", "JobFailed", "JobTimedOut", "JobCancelled")
+
+
+def kinds_of(market: MarketEnv, job_id: str) -> list[str]:
+    """What the ledger says of a job, by kind and in order."""
+    return [event["type"] for event in market.get(f"/v1/jobs/{job_id}/events?limit=500")["items"]]
+
+
 def ended_once(market: MarketEnv, job_id: str, attempts: int = 1) -> None:
     """It succeeded, its output is whole and in order, and its ledger holds one end."""
     job = market.job(job_id)
@@ -35,9 +43,9 @@ def ended_once(market: MarketEnv, job_id: str, attempts: int = 1) -> None:
     logs = market.bazaar("logs", job_id)
     assert EXPECTED == logs.stdout.splitlines()
     assert NOTES == [line for line in logs.stderr.splitlines() if line.startswith("note")]
-    kinds = [event["type"] for event in market.get(f"/v1/jobs/{job_id}/events?limit=500")["items"]]
-    assert 1 == sum(kind in ("JobSucceeded", "JobFailed", "JobTimedOut", "JobCancelled") for kind in kinds), kinds
-    assert 1 == kinds.count("JobSubmitted")
+    kinds = kinds_of(market, job_id)
+    assert (1, attempts) == (kinds.count("JobSubmitted"), kinds.count("JobMatched"))
+    assert 1 == sum(kind in ENDS for kind in kinds), kinds
 
 
 def agrees(market: MarketEnv) -> None:
@@ -66,6 +74,29 @@ def test_a_detached_run_survives_the_death_of_everything_but_the_parent_at_once(
         market.kill(part)
     market.wait_for_job(job_id, "succeeded")
     ended_once(market, job_id)
+    agrees(market)
+
+
+SHORT = """
+import sys, time
+for number in range(20):
+    print(sys.argv[1], "line", number, flush=True)
+    time.sleep(0.03)
+"""
+
+
+def test_jobs_in_every_moment_of_their_life_survive_the_death_of_each_part_in_turn(market: MarketEnv) -> None:
+    """Some wait, some are matched, claimed, started, shipping or ending while one part after the other dies."""
+    market.script("short.py", SHORT)
+    market.script("jobs.toml", 'script = "short.py"\n' + "".join(f'[[job]]\nargs = ["job {number}"]\n' for number in range(20)))
+    job_ids = market.bazaar("run", "-d", "--allow-simulated", "--file", "jobs.toml").stdout.split()
+    assert 20 == len(job_ids)
+    for part in PARTS:
+        market.kill(part)
+    for number, job_id in enumerate(job_ids):
+        market.wait_for_job(job_id, "succeeded")
+        assert "".join(f"job {number} line {line}\n" for line in range(20)) == market.bazaar("logs", job_id).stdout
+        assert 1 == sum(kind in ENDS for kind in kinds_of(market, job_id) if kind != "JobFailed")
     agrees(market)
 
 
