@@ -11,7 +11,7 @@ from itertools import islice
 import msgspec
 
 from events.page import decode_page, records_of
-from projections.jobs import HELD, TERMINAL, Job
+from projections.jobs import HELD, Job
 from projections.market import Market
 from services.api import queries
 from services.api.asking import Asked, Endpoint, Reply, job_in_memory, job_that_ended
@@ -19,12 +19,11 @@ from services.api.event_feed import EventView, event_view
 from services.api.paging import LIMIT_DEFAULT, BySeq
 from services.api.paging import read as read_cursor
 from services.api.paging import write as write_cursor
-from services.api.read_model import JobFilter
+from services.api.read_model import TERMINAL_STATES, JobFilter
 from services.api.views import JobView, shown_run, without_secrets
 
 QUEUE_MAX = 500
 _encoder = msgspec.json.Encoder()
-_TERMINAL_NAMES = frozenset(state.value for state in TERMINAL)
 
 
 class JobPage(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,10 +47,10 @@ async def jobs(asked: Asked) -> Reply:
     before_seq = None if cursor is None else cursor.seq
     mirror, as_of_seq = asked.mirror, asked.as_of_seq
     found: dict[int, bytes] = {}
-    if not wanted.states or wanted.states - _TERMINAL_NAMES:
+    if not wanted.states or wanted.states - TERMINAL_STATES:
         passing = (job for job in _unfinished(asked, wanted, before_seq) if _passes(job, wanted))
         found = {job.submitted_seq: _encoder.encode(mirror.view_of(job)) for job in islice(passing, limit + 1)}
-    if not wanted.states or wanted.states & _TERMINAL_NAMES:
+    if not wanted.states or wanted.states & TERMINAL_STATES:
         unwritten = [row for row in mirror.unwritten() if wanted.passes(row) and (before_seq is None or row.submitted_seq < before_seq)]
         rows = await asked.source.read_model.jobs(wanted, before_seq=before_seq, as_of_seq=as_of_seq, limit=limit + 1)
         for row in (*rows, *unwritten):
@@ -78,7 +77,7 @@ def _filter(asked: Asked) -> JobFilter:
 
 def _unfinished(asked: Asked, wanted: JobFilter, before_seq: int | None) -> Iterator[Job]:
     market = asked.mirror.market
-    return (market.jobs[name] for name in asked.mirror.standing.unfinished.newest_first(before_seq=before_seq, buyer=wanted.buyer))
+    return (market.jobs[name] for name in asked.mirror.standing.unfinished.newest_first(wanted, before_seq))
 
 
 def _passes(job: Job, wanted: JobFilter) -> bool:
@@ -86,6 +85,7 @@ def _passes(job: Job, wanted: JobFilter) -> bool:
     asked, run = job.submitted, shown_run(job)
     return (
         (not wanted.states or job.state.value in wanted.states)
+        and wanted.buyer in (None, job.buyer)
         and (wanted.node is None or (run is not None and run.node_id == wanted.node))
         and wanted.org in (None, asked.org_id)
         and wanted.group in (None, asked.group_id)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import aiosqlite
 
 from events.errors import BazaarError
+from projections.jobs import TERMINAL
 from projections.snapshot import FOLD_VERSION
 
 VIEW_VERSION = 1
@@ -38,6 +39,7 @@ CREATE INDEX jobs_grp ON jobs (grp, submitted_seq);
 CREATE TABLE labels (label TEXT NOT NULL, submitted_seq INTEGER NOT NULL, PRIMARY KEY (label, submitted_seq)) WITHOUT ROWID;
 CREATE TABLE places (job TEXT NOT NULL, page INTEGER NOT NULL, PRIMARY KEY (job, page)) WITHOUT ROWID;
 """
+TERMINAL_STATES = frozenset(state.value for state in TERMINAL)
 _TABLES = ("checkpoint", "jobs", "labels", "places")
 
 
@@ -188,16 +190,13 @@ class ReadModel:
 
     async def jobs(self, wanted: JobFilter, *, before_seq: int | None, as_of_seq: int, limit: int) -> list[FinishedJob]:
         """Jobs that had ended by `as_of_seq`, newest first. Raises ReadModelFailed."""
-        conditions, values = _where(wanted)
-        conditions.append("ended_seq <= ?")
-        values.append(as_of_seq)
-        if before_seq is not None:
-            conditions.append("submitted_seq < ?")
-            values.append(before_seq)
-        query = f"SELECT {_COLUMNS} FROM jobs WHERE {' AND '.join(conditions)} ORDER BY submitted_seq DESC LIMIT ?"
-        with _wrapped():
-            rows = await self._fetch(self._reader, query, (*values, limit))
-        return [_finished(row) for row in rows]
+        found: dict[int, FinishedJob] = {}
+        for branch in branches(wanted):
+            query, values = select(branch, before_seq=before_seq, as_of_seq=as_of_seq)
+            with _wrapped():
+                rows = await self._fetch(self._reader, query, (*values, limit))
+            found.update((int(row[0]), _finished(row)) for row in rows)
+        return [found[seq] for seq in sorted(found, reverse=True)[:limit]]
 
     async def places(self, job_id: str) -> list[int]:
         """The pages that speak of a job, in order. Raises ReadModelFailed."""
@@ -210,21 +209,39 @@ class ReadModel:
         return list(await connection.execute_fetchall(query, values))
 
 
-_COLUMNS = "submitted_seq, id, ended_seq, submitted_ms, state, buyer, node, org, grp, body"
+_COLUMNS = "jobs.submitted_seq, id, ended_seq, submitted_ms, state, buyer, node, org, grp, body"
 
 
 def _finished(row: Any) -> FinishedJob:
     return FinishedJob._make((*row[:9], (), row[9]))
 
 
-def _where(wanted: JobFilter) -> tuple[list[str], list[Any]]:
-    """The conditions of a filter as SQL; whatever a caller wrote stands in the values only."""
+def branches(wanted: JobFilter) -> list[JobFilter]:
+    """The same filter as several, each of which one index answers in order: whoever asks for two states is asked for neither twice."""
+    states: list[frozenset[str]] = [frozenset()]
+    if wanted.states and not wanted.states >= TERMINAL_STATES:
+        states = [frozenset({state}) for state in sorted(wanted.states & TERMINAL_STATES)]
+    seen: list[JobFilter] = [wanted]
+    if wanted.seen_by is not None:
+        wallet, orgs = wanted.seen_by
+        mine = [wanted._replace(seen_by=None, buyer=wallet)] if wanted.buyer in (None, wallet) else []
+        seen = mine + [wanted._replace(seen_by=None, org=org) for org in sorted(orgs) if wanted.org in (None, org)]
+    return [branch._replace(states=state) for branch in seen for state in states]
+
+
+def select(wanted: JobFilter, *, before_seq: int | None, as_of_seq: int) -> tuple[str, list[Any]]:
+    """The query of one branch, newest first, but for its limit; whatever a caller wrote stands in the values only."""
+    source, place = "jobs", "jobs.submitted_seq"
     conditions: list[str] = []
     values: list[Any] = []
-    if wanted.states:
-        conditions.append(f"state IN ({', '.join('?' * len(wanted.states))})")
-        values.extend(sorted(wanted.states))
-    exact = {
+    if wanted.labels:  # walk along the first label, newest first, whatever the planner thinks of it
+        source, place = "labels CROSS JOIN jobs ON jobs.submitted_seq = labels.submitted_seq", "labels.submitted_seq"
+        conditions.append("label = ?")
+        values.append(wanted.labels[0])
+    exact: dict[str, Any] = {
+        f"{place} < ?": before_seq,
+        "ended_seq <= ?": as_of_seq,
+        "state = ?": next(iter(wanted.states), None),
         "buyer = ?": wanted.buyer,
         "node = ?": wanted.node,
         "org = ?": wanted.org,
@@ -236,14 +253,10 @@ def _where(wanted: JobFilter) -> tuple[list[str], list[Any]]:
         if value is not None:
             conditions.append(condition)
             values.append(value)
-    for label in wanted.labels:
-        conditions.append("EXISTS (SELECT 1 FROM labels WHERE label = ? AND labels.submitted_seq = jobs.submitted_seq)")
+    for label in wanted.labels[1:]:
+        conditions.append("EXISTS (SELECT 1 FROM labels AS l WHERE l.label = ? AND l.submitted_seq = jobs.submitted_seq)")
         values.append(label)
-    if wanted.seen_by is not None:
-        wallet, orgs = wanted.seen_by
-        conditions.append(f"(buyer = ? OR org IN ({', '.join('?' * len(orgs))}))")
-        values.extend((wallet, *sorted(orgs)))
-    return conditions, values
+    return f"SELECT {_COLUMNS} FROM {source} WHERE {' AND '.join(conditions)} ORDER BY {place} DESC LIMIT ?", values
 
 
 async def _connect(file: Path) -> aiosqlite.Connection:

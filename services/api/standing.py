@@ -5,49 +5,119 @@ Kept in step job by job as pages are folded; all of it follows from the market a
 
 from __future__ import annotations
 
+import heapq
 from bisect import bisect_left, insort
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 from projections.jobs import QUEUED, TERMINAL, Job
 from projections.market import Market
+from services.api.read_model import JobFilter
+from services.api.views import shown_run
 from services.matcher.policies import order_key
+
+Facet = tuple[str, str]
+"""(what, its value): something that jobs are asked for by."""
+
+
+class _Entry(NamedTuple):
+    """What of a job its places in the index hang on, besides what never changes."""
+
+    job_id: str
+    state: str
+    node: str | None
 
 
 class Unfinished:
-    """Jobs that have not ended, by the sequence of their submission."""
+    """Jobs that have not ended, by the sequence of their submission; and by what they are asked for by."""
 
     def __init__(self) -> None:
+        self._entries: dict[int, _Entry] = {}
         self._seqs: list[int] = []
-        self._ids: dict[int, str] = {}
-        self._of_buyer: dict[str, list[int]] = {}
+        self._facets: dict[Facet, list[int]] = {}
 
     def __len__(self) -> int:
         return len(self._seqs)
 
-    def add(self, job: Job) -> None:
-        """A job that is not over; a known one stays as it is."""
-        if job.submitted_seq in self._ids:
+    def put(self, job: Job) -> None:
+        """A job that is not over, as it is now."""
+        seq, run = job.submitted_seq, shown_run(job)
+        entry = _Entry(job.submitted.job_id, job.state.value, None if run is None else run.node_id)
+        before = self._entries.get(seq)
+        if entry == before:
             return
-        self._ids[job.submitted_seq] = job.submitted.job_id
-        insort(self._seqs, job.submitted_seq)
-        insort(self._of_buyer.setdefault(job.buyer, []), job.submitted_seq)
+        if before is None:
+            insort(self._seqs, seq)
+            added = {*_lasting(job), *_passing(entry)}
+        else:
+            added = {*_passing(entry)} - {*_passing(before)}
+            self._leave({*_passing(before)} - {*_passing(entry)}, seq)
+        self._entries[seq] = entry
+        for facet in added:
+            insort(self._facets.setdefault(facet, []), seq)
 
     def remove(self, job: Job) -> None:
         """A job that is over."""
-        if self._ids.pop(job.submitted_seq, None) is None:
-            return
-        _drop(self._seqs, job.submitted_seq)
-        mine = self._of_buyer[job.buyer]
-        _drop(mine, job.submitted_seq)
-        if not mine:
-            del self._of_buyer[job.buyer]
+        before = self._entries.pop(job.submitted_seq, None)
+        if before is not None:
+            _drop(self._seqs, job.submitted_seq)
+            self._leave({*_lasting(job), *_passing(before)}, job.submitted_seq)
 
-    def newest_first(self, *, before_seq: int | None, buyer: str | None) -> Iterator[str]:
-        """Ids of jobs that were submitted before this sequence."""
-        seqs = self._seqs if buyer is None else self._of_buyer.get(buyer, [])
-        place = len(seqs) if before_seq is None else bisect_left(seqs, before_seq)
-        for index in range(place - 1, -1, -1):
-            yield self._ids[seqs[index]]
+    def _leave(self, facets: Iterable[Facet], seq: int) -> None:
+        for facet in facets:
+            seqs = self._facets[facet]
+            _drop(seqs, seq)
+            if not seqs:
+                del self._facets[facet]
+
+    def newest_first(self, wanted: JobFilter, before_seq: int | None) -> Iterator[str]:
+        """Ids of jobs that may be what is asked for, found by whatever is rarest of it; the rest is for the caller to look at."""
+        lists = min(
+            ([self._facets.get(facet, []) for facet in choice] for choice in _choices(wanted)),
+            key=lambda lists: sum(map(len, lists)),
+            default=[self._seqs],
+        )
+        parts = [_backwards(seqs, before_seq) for seqs in lists]
+        for seq in parts[0] if len(parts) == 1 else heapq.merge(*parts, reverse=True):
+            yield self._entries[seq].job_id
+
+
+def _lasting(job: Job) -> Iterator[Facet]:
+    """By what a job is found all its life."""
+    asked = job.submitted
+    yield "buyer", job.buyer
+    if asked.org_id is not None:
+        yield "org", asked.org_id
+    if asked.group_id is not None:
+        yield "group", asked.group_id
+    for key, value in asked.labels.items():
+        yield "label", f"{key}={value}"
+
+
+def _passing(entry: _Entry) -> Iterator[Facet]:
+    """By what it is found for now."""
+    yield "state", entry.state
+    if entry.node is not None:
+        yield "node", entry.node
+
+
+def _choices(wanted: JobFilter) -> Iterator[list[Facet]]:
+    """The ways to find what is asked for: each is a list of facets of which a job must have one."""
+    if wanted.states:
+        yield [("state", state) for state in wanted.states]
+    for name, value in (("buyer", wanted.buyer), ("node", wanted.node), ("org", wanted.org), ("group", wanted.group)):
+        if value is not None:
+            yield [(name, value)]
+    for label in wanted.labels:
+        yield [("label", label)]
+    if wanted.seen_by is not None and not wanted.seen_by[1]:
+        yield [("buyer", wanted.seen_by[0])]
+
+
+def _backwards(seqs: list[int], before_seq: int | None) -> Iterator[int]:
+    place = len(seqs) if before_seq is None else bisect_left(seqs, before_seq)
+    for index in range(place - 1, -1, -1):
+        yield seqs[index]
 
 
 class Queue:
@@ -101,7 +171,7 @@ class Standing:
         if job is not None and job.state in TERMINAL:
             self.unfinished.remove(job)
         elif job is not None:
-            self.unfinished.add(job)
+            self.unfinished.put(job)
 
     def reorder(self) -> None:
         """The policy has changed: every queued job may stand elsewhere."""

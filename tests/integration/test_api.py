@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
+from random import Random
 from typing import Any, NamedTuple
 
 import msgspec
@@ -35,6 +36,7 @@ from projections import snapshot
 from projections.market import Market
 from services import genesis
 from services.api import app, event_feed, live
+from services.api.read_model import FinishedJob, JobFilter, Progress, ReadModel
 from services.matcher.admission import Arrival
 from services.matcher.draft import Closed, Draft
 from services.matcher.memory import Memory
@@ -629,6 +631,60 @@ async def rows_on_disk(api: ApiProcess) -> int:
     """Ended jobs on disk; the API is stopped."""
     with closing(sqlite3.connect(api.database)) as database:
         return int(database.execute("SELECT count(*) FROM jobs").fetchone()[0])
+
+
+def a_row(random: Random, number: int) -> FinishedJob:
+    return FinishedJob(
+        submitted_seq=number,
+        job_id=ids.job_id(random.randbytes(12)),
+        ended_seq=number + random.randrange(50),
+        submitted_ms=number // 3,
+        state=random.choice(("succeeded", "failed", "cancelled")),
+        buyer=random.choice("bc"),
+        node=random.choice((None, "n")),
+        org=random.choice((None, "o", "p")),
+        group=random.choice((None, "g")),
+        labels=tuple(sorted({f"{key}={random.randrange(2)}" for key in random.sample("xy", random.randrange(3))})),
+        body=b"{}",
+    )
+
+
+def a_filter(random: Random) -> JobFilter:
+    def some(*values: Any) -> Any:
+        return random.choice((None, None, *values))
+
+    return JobFilter(
+        states=frozenset(random.sample(("succeeded", "failed", "cancelled", "expired", "timed_out", "queued"), random.randrange(7))),
+        buyer=some("b"),
+        node=some("n"),
+        org=some("o"),
+        group=some("g"),
+        labels=tuple(random.sample(("x=0", "x=1", "y=0"), random.randrange(3))),
+        since_ms=some(20),
+        until_ms=some(80),
+        seen_by=some(("c", frozenset()), ("c", frozenset({"o", "p"}))),
+    )
+
+
+async def test_the_disk_finds_what_looking_at_every_row_finds(tmp_path: Path) -> None:
+    random = Random(20)
+    rows = [a_row(random, number) for number in range(1, 301)]
+    on_disk = await ReadModel.open(tmp_path / "rows.db")
+    try:
+        await on_disk.write(rows, [], Progress("log", 1, 1, b""))
+        for _ in range(300):
+            wanted, before_seq, as_of_seq, limit = (
+                a_filter(random),
+                random.choice((None, 150)),
+                random.choice((200, 1000)),
+                random.randrange(1, 20),
+            )
+            passing = [row for row in rows if wanted.passes(row) and row.ended_seq <= as_of_seq]
+            expected = [row.submitted_seq for row in reversed(passing) if before_seq is None or row.submitted_seq < before_seq][:limit]
+            found = await on_disk.jobs(wanted, before_seq=before_seq, as_of_seq=as_of_seq, limit=limit)
+            assert expected == [row.submitted_seq for row in found], wanted
+    finally:
+        await on_disk.close()
 
 
 async def five_ended(scribe: Scribe, api: ApiProcess) -> list[str]:

@@ -272,9 +272,37 @@ def test_an_index_kept_in_step_is_the_one_made_anew() -> None:
         kept.touch(job_id(name), job_of(history.market, name))
     anew = Standing(history.market)
     for index in (kept, anew):
-        assert [job_id("waits")] == list(index.unfinished.newest_first(before_seq=None, buyer=BUYER))
-        assert [] == list(index.unfinished.newest_first(before_seq=None, buyer=SELLER))
+        assert [job_id("waits")] == list(index.unfinished.newest_first(JobFilter(buyer=BUYER), None))
+        assert [] == list(index.unfinished.newest_first(JobFilter(buyer=SELLER), None))
         assert [job_id("waits")] == list(index.queue.in_order())
+
+
+@pytest.mark.parametrize(
+    ("wanted", "names"),
+    [
+        (JobFilter(), ["b2", "b1", "a2", "a1"]),
+        (JobFilter(states=frozenset({"queued"})), ["b2", "b1", "a2"]),
+        (JobFilter(states=frozenset({"queued", "matched"})), ["b2", "b1", "a2", "a1"]),
+        (JobFilter(labels=("team=a",)), ["a2", "a1"]),
+        (JobFilter(labels=("team=a", "nothing=1")), []),
+        (JobFilter(node=NODE), ["a1"]),
+        (JobFilter(seen_by=(SELLER, frozenset())), ["b2", "b1"]),
+    ],
+)
+def test_unfinished_jobs_are_found_by_the_rarest_thing_they_are_asked_for_by(wanted: JobFilter, names: list[str]) -> None:
+    history = History()
+    history.happen(node_offered(), job_submitted("a1", labels={"team": "a"}), job_submitted("a2", labels={"team": "a"}))
+    history.happen(By(SELLER, job_submitted("b1")), By(SELLER, job_submitted("b2")))
+    market = history.market
+    standing = Standing(market)
+    history.happen(matched(market, "a1"))
+    standing.touch(job_id("a1"), job_of(market, "a1"))
+    found = [market.jobs[name].submitted.name for name in standing.unfinished.newest_first(wanted, None)]
+    assert names == found
+    before = job_of(market, "b1").submitted_seq
+    assert [name for name in names if name < "b1"] == [
+        market.jobs[name].submitted.name for name in standing.unfinished.newest_first(wanted, before)
+    ]
 
 
 def a_row(**changes: Any) -> FinishedJob:
