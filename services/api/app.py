@@ -141,7 +141,16 @@ async def serve(
     broker: str, keys: MarketKeys, *, listening: socket.socket, database: Path, snapshot_file: Path, until: asyncio.Event
 ) -> None:
     """Run until the event. Raises LogCorrupt when the ledger is damaged, ReadModelFailed when the database cannot be opened."""
-    api = Api(Connection(broker, ServiceKey(keys.market), "api"), await ReadModel.open(database), snapshot_file)
+    read_model = await ReadModel.open(database)
+    api = Api(Connection(broker, ServiceKey(keys.market), "api"), read_model, snapshot_file)
+    try:
+        await _run(api, listening, until)
+    finally:
+        await api.stop()
+
+
+async def _run(api: Api, listening: socket.socket, until: asyncio.Event) -> None:
+    """Read and serve until the event, or until either fails."""
     server = _server(api, listening)
     reading = asyncio.create_task(api.run(), name="api")
     serving = asyncio.create_task(server.serve(sockets=[listening]), name="http")
@@ -153,7 +162,9 @@ async def serve(
         server.should_exit = True
         stopped.cancel()
         reading.cancel()
-        failures = [end for end in await asyncio.gather(reading, serving, return_exceptions=True) if isinstance(end, Exception)]
-        await api.stop()
-    for failure in failures:
-        raise failure.exceptions[0] if isinstance(failure, ExceptionGroup) else failure
+        ends = await asyncio.gather(reading, serving, return_exceptions=True)
+    for failure in ends:
+        if isinstance(failure, ExceptionGroup):
+            raise failure.exceptions[0]
+        if isinstance(failure, Exception):
+            raise failure

@@ -14,6 +14,7 @@ import msgspec
 from events.jobs import JobMatched
 from events.log import StoredPage
 from events.market import PolicyChanged
+from events.nodes import NodeLost, NodeWithdrawn
 from events.page import Record
 from events.wire import BeatView
 from projections.jobs import TERMINAL, Job
@@ -86,6 +87,8 @@ class Mirror:
             self.hour.matched(record.time_ms, record.time_ms - job.submitted_ms)
         elif isinstance(event, PolicyChanged):
             self.standing.reorder()
+        elif isinstance(event, NodeWithdrawn | NodeLost):
+            self.telemetry.forget(event.node_id)
 
     def _touch(self, job_id: str, first_seq: int) -> None:
         job = self.market.jobs.get(job_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import http.client
 import json
 import os
@@ -24,6 +25,7 @@ from events.codec import encode_batch, encode_event
 from events.connection import Connection
 from events.envelope import seal
 from events.fact import Event
+from events.identity import ReadTokenIssued
 from events.jobs import GpusReleased, JobClaimed, JobStarted, JobSubmitted, JobSucceeded
 from events.market import MarketCreated, Policy, PolicyChanged
 from events.nats_log import NatsLog
@@ -185,11 +187,12 @@ class ApiProcess:
         self.database = folder / "api" / "read_model.db"
         self.snapshot = folder / "snapshot.bin"
         self.port = 0
+        self.bind = "127.0.0.1"
         self._until = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     async def start(self, *, ready: bool = True) -> ApiProcess:
-        listening = socket.create_server(("127.0.0.1", self.port))
+        listening = socket.create_server((self.bind, self.port))
         self.port = listening.getsockname()[1]
         self._until = asyncio.Event()
         serving = app.serve(
@@ -453,6 +456,29 @@ async def test_a_name_that_was_rebound_to_this_machine_is_not_served(api: ApiPro
     got = await api.get("/v1/jobs", headers={"Host": "evil.example"})
     assert (421, "wrong_host") == (got.status, got.json["code"])
     assert 200 == (await api.get("/v1/jobs", headers={"Host": "localhost:1"})).status
+
+
+async def test_other_machines_see_what_is_public_and_what_their_token_shows(scribe: Scribe, world: World, tmp_path: Path) -> None:
+    await scribe.submit("mine")
+    await scribe.submit("theirs", party=scribe.other)
+    token, now_ms = "bzr_secret", scribe.now_ms
+    issued = ReadTokenIssued(token_sha256=hashlib.sha256(token.encode()).hexdigest(), name="t", expires_ms=now_ms + 3_600_000)
+    await scribe.say(scribe.buyer, issued)
+    api = ApiProcess(world, tmp_path)
+    api.bind = "0.0.0.0"
+    await api.start()
+    try:
+        for path in ("/v1/market", "/v1/nodes", "/v1/offers", "/v1/stats", "/healthz"):
+            assert 200 == (await api.get(path)).status, path
+        for path in ("/v1/jobs", "/v1/queue", "/v1/events"):
+            got = await api.get(path)
+            assert (401, "token_required", 'Bearer realm="gpubazaar"') == (got.status, got.json["code"], got.headers["www-authenticate"])
+        for headers in ({"Authorization": f"Bearer {token}"}, {"X-Auth-Token": token}):
+            assert ["mine"] == (await api.get("/v1/jobs", headers=headers)).names
+        refused = await api.get("/v1/market", headers={"Authorization": "Bearer guess"})
+        assert (401, "token_refused") == (refused.status, refused.json["code"])
+    finally:
+        await api.stop()
 
 
 async def test_an_unchanged_answer_is_not_sent_twice(scribe: Scribe, api: ApiProcess) -> None:
