@@ -49,8 +49,8 @@ class Piece(NamedTuple):
     number: int
     hash: bytes
     body: bytes
-    origin: tuple[int, int]
-    """(envelope of the page, place in it)."""
+    index: int
+    """Its place in the message."""
 
 
 RECORDED = frozenset(
@@ -102,9 +102,9 @@ def _admit_envelope(draft: Draft, arrival: Arrival, envelope: Envelope, bodies: 
             outcome = Outcome(envelope.seq + index, hashes[index], 0, problem.refusal, expected, problem.detail)
             draft.answer(wallet, key, outcome)
         return
-    number = draft.open_envelope(wallet, arrival.data)
+    draft.open_envelope(wallet, arrival.data)
     for index in range(start, len(bodies)):
-        piece = Piece(wallet, key, envelope.seq + index, hashes[index], bodies[index], (number, index))
+        piece = Piece(wallet, key, envelope.seq + index, hashes[index], bodies[index], index)
         if not _admit_piece(draft, piece):
             for late in range(index + 1, len(bodies)):
                 draft.answer(wallet, key, Outcome(envelope.seq + late, hashes[late], 0, Refusal.OUT_OF_SEQUENCE, piece.number))
@@ -210,7 +210,7 @@ def _problem_of(draft: Draft, piece: Piece) -> tuple[Problem | None, Event | Non
         if problem is not None:
             return problem, None
     record = Record(draft.market.last_seq + 1, draft.now_ms, event, piece.wallet, piece.key, piece.number, piece.hash)
-    refusal = draft.admit(record, piece.body, piece.origin)
+    refusal = draft.admit(record, piece.body, piece.index)
     return (None, event) if refusal is None else (Problem(refusal), None)
 
 

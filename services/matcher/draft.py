@@ -63,6 +63,9 @@ class Draft:
         self.now_ms = now_ms
         self.closed: list[Closed] = []
         self._envelopes: list[tuple[str, bytes]] = []
+        self._message: tuple[str, bytes] = ("", b"")
+        self._message_number: int | None = None
+        """Where the open message stands in the page, once one of its events does."""
         self._entries: list[bytes | Origin] = []
         self._hashes: list[bytes] = []
         self._bytes = 0
@@ -80,22 +83,24 @@ class Draft:
         self._put(body, body, digest, event, result)
         return None
 
-    def open_envelope(self, wallet: str, data: bytes) -> int:
-        """Room for the events of one signed message; the number goes to `admit`."""
+    def open_envelope(self, wallet: str, data: bytes) -> None:
+        """The signed message whose events come next. It enters the page with its first event that is admitted, or not at all."""
         if self._bytes + len(data) > PAGE_BYTES_MAX or len(self._entries) >= PAGE_EVENTS_MAX:
             self.close()
-        self._envelopes.append((wallet, data))
-        self._bytes += len(data)
-        return len(self._envelopes) - 1
+        self._message, self._message_number = (wallet, data), None
 
-    def admit(self, record: Record, body: bytes, origin: Origin) -> Refusal | None:
-        """Put down a sender's event at its place, unless it is void there."""
+    def admit(self, record: Record, body: bytes, index: int) -> Refusal | None:
+        """Put down an event of the open message (its `index` there) at its place, unless it is void there."""
         event = record.event
         freed = self.market.leases.get(event.epoch) if type(event) is GpusReleased else None
         result = apply(self.market, record)
         if isinstance(result, Refusal):
             return result
-        self._put(origin, body, record.hash, event, result, sender=record.sender)
+        if self._message_number is None:
+            self._message_number = len(self._envelopes)
+            self._envelopes.append(self._message)
+            self._bytes += len(self._message[1])
+        self._put((self._message_number, index), body, record.hash, event, result, sender=record.sender)
         if freed is not None:
             self.memory.engine.touch_node(freed)
         return None
@@ -107,7 +112,6 @@ class Draft:
     def close(self) -> None:
         """End the page, if anything stands on it."""
         if not self._entries:
-            self._envelopes.clear()
             return
         page = make_page(
             market_id=self.memory.market_id,

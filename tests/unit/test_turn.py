@@ -247,6 +247,13 @@ def test_a_refusal_of_a_well_signed_event_is_recorded_and_uses_its_number_up(tra
     assert isinstance(world.last(buyer, EventRefused), EventRefused)
 
 
+def test_what_was_refused_leaves_none_of_its_bytes_in_the_ledger(trade: Trade) -> None:
+    world, buyer = trade.world, trade.buyer
+    world.turn(buyer.say(job_submitted("secret-name", target_node="n" + "a" * 15)), trade.seller.say(trade.offer()))
+    assert Refusal.UNKNOWN_TARGET is world.outcomes(buyer)[-1].reason
+    assert not any(b"secret-name" in page for page in world.pages)
+
+
 def test_above_its_budget_a_refusal_is_answered_and_not_recorded_and_its_number_stays(trade: Trade) -> None:
     world, buyer = trade.world, trade.buyer
     for _ in range(12):
