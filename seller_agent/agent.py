@@ -20,7 +20,7 @@ from events.fact import Event
 from events.feed import Received
 from events.jobs import AttemptEvent, JobMatched
 from events.market_client import MarketClient
-from events.nodes import NodeOffered, NodeWithdrawn
+from events.nodes import NodeLost, NodeOffered, NodeWithdrawn
 from events.wire import BeatAnswer, SyncAnswer
 from seller_agent import workspace
 from seller_agent.attempts import Attempt, Standing, hear
@@ -243,6 +243,9 @@ class Agent:
             if event.node_id == self._identity.node_id and self._wants_offer:
                 self._say("The node was withdrawn: what runs goes on, then the agent ends.")
                 self._wants_offer = False
+        elif isinstance(event, NodeLost):
+            if event.node_id == self._identity.node_id and self._beats is not None:
+                self._beats.soon()  # its answer says whether we must offer again
         else:
             self._hear_of_job(event, received.sender)
 
