@@ -20,7 +20,7 @@ from services.api.access import Viewer
 from services.api.asking import Asked, Endpoint, Reply, Source
 from services.api.problems import ProblemFound, Trouble
 
-KEPT_ANSWERS = 256
+KEPT_BYTES = 16 << 20
 _encoder = msgspec.json.Encoder()
 
 Pairs = tuple[tuple[str, str], ...]
@@ -57,6 +57,7 @@ class Desk:
         self.now_ms = now_ms
         self._patterns = [(re.compile(endpoint.path.replace("{name}", "([^/]{1,64})")), endpoint) for endpoint in self.endpoints]
         self._kept: dict[object, _Kept] = {}
+        self._kept_bytes = 0
 
     def find(self, path: str) -> tuple[Endpoint, str]:
         """The endpoint of a path and the id in it. Raises ProblemFound."""
@@ -91,10 +92,16 @@ class Desk:
             raise ProblemFound(Trouble.NOT_READY, error.what) from error
         made = _made(reply, pairs)
         if endpoint.keep and version == source.mirror.version:
-            if len(self._kept) >= KEPT_ANSWERS:
-                self._kept.clear()
-            self._kept[key] = _Kept(version, now_ms // 1000, made)
+            self._keep(key, _Kept(version, now_ms // 1000, made))
         return made
+
+    def _keep(self, key: object, kept: _Kept) -> None:
+        before = self._kept.pop(key, None)
+        self._kept_bytes += len(kept.answer.body) - (0 if before is None else len(before.answer.body))
+        if self._kept_bytes > KEPT_BYTES:
+            self._kept.clear()
+            self._kept_bytes = len(kept.answer.body)
+        self._kept[key] = kept
 
 
 async def caught_up(source: Source, values: dict[str, object]) -> None:

@@ -167,8 +167,8 @@ class ReadModel:
         rows = [(*job[:9], job.body) for job in kept]
         writer = self._writer
         with _wrapped():
-            await writer.execute("BEGIN IMMEDIATE")
-            try:
+            try:  # around BEGIN as well: who is cancelled while it is under way must not leave it open
+                await writer.execute("BEGIN IMMEDIATE")
                 await writer.executemany("INSERT OR REPLACE INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
                 await writer.executemany("INSERT OR IGNORE INTO labels VALUES (?, ?)", labels)
                 await writer.executemany("INSERT OR IGNORE INTO places VALUES (?, ?)", places)
@@ -271,8 +271,8 @@ async def _connect(file: Path) -> aiosqlite.Connection:
 
 
 async def _make_anew(writer: aiosqlite.Connection, found: set[str]) -> None:
-    await writer.execute("BEGIN IMMEDIATE")
     try:
+        await writer.execute("BEGIN IMMEDIATE")
         for table in sorted(found):
             await writer.execute(f'DROP TABLE "{table.replace(chr(34), chr(34) * 2)}"')
         for statement in _SCHEMA.split(";"):

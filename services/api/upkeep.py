@@ -31,6 +31,7 @@ log = structlog.get_logger("api")
 SLICE_S = 0.02
 """How long pages are folded without letting readers in between."""
 WRITE_EVERY_S = 0.25
+WRITE_AGAIN_S = 1.0
 ROWS_UNWRITTEN_MAX = 50_000
 """Beyond it folding waits for the disk."""
 LAG_S_MAX = 10.0
@@ -136,9 +137,11 @@ class Upkeep:
                 await self.write_now()
                 self._disk_trouble = ""
             except ReadModelFailed as error:
+                if not self._disk_trouble:
+                    log.error("rows stay in memory", why=error.why)
                 self._disk_trouble = f"the read model cannot be written: {error.why}"
-                log.error("rows stay in memory", why=error.why)
                 self._write_wanted.set()
+                await asyncio.sleep(WRITE_AGAIN_S)
             await asyncio.sleep(WRITE_EVERY_S if self._room.is_set() else 0)
 
     async def write_now(self) -> None:

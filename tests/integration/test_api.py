@@ -24,6 +24,7 @@ from events import ids, subjects, wire
 from events.codec import encode_batch, encode_event
 from events.connection import Connection
 from events.envelope import seal
+from events.errors import LogCorrupt
 from events.fact import Event
 from events.identity import ReadTokenIssued
 from events.jobs import GpusReleased, JobClaimed, JobStarted, JobSubmitted, JobSucceeded
@@ -205,6 +206,11 @@ class ApiProcess:
             assert time.monotonic() < deadline, got
             await asyncio.sleep(0.02)
         return self
+
+    async def ended(self) -> None:
+        """Return when it ends by itself; raises what it raised."""
+        assert self._task is not None
+        await self._task
 
     async def stop(self) -> None:
         if self._task is not None:
@@ -542,6 +548,8 @@ async def test_the_document_names_every_path_and_its_problems(api: ApiProcess) -
         assert ["get"] == list(item), path
         assert {"200", "503"} <= set(item["get"]["responses"]), path
     assert {endpoint.path for endpoint in app.ENDPOINTS} <= set(document["paths"])
+    operations = [item["get"]["operationId"] for item in document["paths"].values()]
+    assert len(operations) == len(set(operations))
     names = {parameter["name"] for parameter in document["paths"]["/v1/jobs"]["get"]["parameters"]}
     assert {"state", "buyer", "label", "limit", "cursor", "min_seq", "wait"} <= names
 
@@ -713,6 +721,23 @@ async def test_the_disk_finds_what_looking_at_every_row_finds(tmp_path: Path) ->
         await on_disk.close()
 
 
+async def test_a_write_that_is_given_up_at_any_moment_leaves_the_file_usable(tmp_path: Path) -> None:
+    random = Random(21)
+    on_disk = await ReadModel.open(tmp_path / "rows.db")
+    try:
+        for pauses in range(12):
+            rows = [a_row(random, number) for number in range(pauses * 10 + 1, pauses * 10 + 10)]
+            writing = asyncio.create_task(on_disk.write(rows, [("job", pauses)], Progress("log", pauses, 1, b"")))
+            for _ in range(pauses):
+                await asyncio.sleep(0)
+            writing.cancel()
+            await asyncio.gather(writing, return_exceptions=True)
+            await on_disk.write(rows, [("job", pauses)], Progress("log", pauses, 1, b""))
+        assert list(range(12)) == await on_disk.places("job")
+    finally:
+        await on_disk.close()
+
+
 async def five_ended(scribe: Scribe, api: ApiProcess) -> list[str]:
     await scribe.offer(gpus=1)
     for number in range(5):
@@ -797,6 +822,16 @@ async def test_it_is_not_ready_without_the_broker_and_ready_again_with_it(scribe
     assert ["after", "before"] == (await api.at("/v1/jobs", scribe.market.last_seq)).names
     while (await api.get("/readyz")).status != 200:
         assert time.monotonic() < deadline + READY_S
+
+
+async def test_a_damaged_ledger_is_never_served_from(scribe: Scribe, world: World, tmp_path: Path) -> None:
+    await scribe.submit()
+    await scribe.ledger.append(b"no page", scribe.market.pages)
+    api = ApiProcess(world, tmp_path)
+    await api.start(ready=False)
+    with pytest.raises(LogCorrupt):
+        async with asyncio.timeout(READY_S):
+            await api.ended()
 
 
 async def test_before_the_ledger_is_read_it_says_so(world: World, tmp_path: Path) -> None:
