@@ -119,8 +119,6 @@ def check_nothing_left(home: Path) -> None:
 
 
 def scenes(env: dict[str, str]) -> None:
-    say("A buyer is a wallet.")
-    run("bazaar wallet new", env)
     say("What is on offer.")
     run("bazaar nodes", env)
     say("Run a job; its output streams, its results come back.")
@@ -141,6 +139,9 @@ def main() -> int:
         home = Path(folder)
         env = environment(home)
         try:
+            say("A buyer is a wallet.")
+            run("bazaar wallet new", env)
+            say("A market, with a seller on this machine.")
             market = start_market(home, env)
             try:
                 scenes(env)
