@@ -49,7 +49,7 @@ class Piece(NamedTuple):
     number: int
     hash: bytes
     body: bytes
-    index: int
+    place: int
     """Its place in the message."""
 
 
@@ -210,7 +210,7 @@ def _problem_of(draft: Draft, piece: Piece) -> tuple[Problem | None, Event | Non
         if problem is not None:
             return problem, None
     record = Record(draft.market.last_seq + 1, draft.now_ms, event, piece.wallet, piece.key, piece.number, piece.hash)
-    refusal = draft.admit(record, piece.body, piece.index)
+    refusal = draft.admit(record, piece.body, piece.place)
     return (None, event) if refusal is None else (Problem(refusal), None)
 
 
