@@ -25,6 +25,7 @@ from seller_agent.beats import NodeIdentity
 from seller_agent.machine import CardWatch, boot_id, offered_card, simulated_cards
 from seller_agent.offers import Terms, make_offer
 from seller_agent.runners.process_runner import ProcessRunner
+from seller_agent.runners.runner import Runner
 from services import gateway
 
 BUYER, SELLER = 1, 2
@@ -63,9 +64,12 @@ class NodeWorld:
 
     async def agent(self, name: str = "node", *, gpus: str = "2xRTX 4090", price: int = 400_000) -> RunningAgent:
         """An agent that has made its offer."""
-        running = RunningAgent(self, name, gpus, price)
+        return await self.add(RunningAgent(self, name, gpus, price)).start()
+
+    def add(self, running: RunningAgent) -> RunningAgent:
+        """An agent that ends with this world."""
         self.agents.append(running)
-        return await running.start()
+        return running
 
     async def twin(self, first: RunningAgent) -> RunningAgent:
         """Another agent for the same node, in a folder and a home of its own: as on another machine."""
@@ -141,11 +145,13 @@ class RunningAgent:
         self.inventory = simulated_cards((gpus,), self.node_id)
         self.agent: Agent
         self.client: MarketClient
-        self.runner: ProcessRunner
+        self.runner: Runner
         self.task: asyncio.Task[None] | None = None
         self.session = world.session
         self.home = world.home
         self.own_wallets = [world.buyer.wallet]
+        self.isolation = Isolation.PROCESS
+        self.default_image: str | None = None
 
     def folder_of(self, job_id: str) -> Path:
         """The folder of the job's run, while there is one."""
@@ -162,15 +168,20 @@ class RunningAgent:
             self.terms,
             wallet=self.world.session.wallet,
             cards=tuple(offered_card(card) for card in self.inventory.cards),
-            isolation=Isolation.PROCESS,
+            isolation=self.isolation,
+            default_image=self.default_image,
             machine={"cores": 4, "memory_mib": 4096},
             own_wallets=self.own_wallets,
         )
         return msgspec.structs.replace(made)
 
+    def make_runner(self) -> Runner:
+        """A fresh one, as after every start."""
+        return ProcessRunner(self.folder / "runs", idle_s=1.0)
+
     async def start(self, *, ready: bool = True, boot: str = "boot") -> RunningAgent:
         (self.folder / "runs").mkdir(parents=True, exist_ok=True)
-        self.runner = ProcessRunner(self.folder / "runs", idle_s=1.0)
+        self.runner = self.make_runner()
         identity = NodeIdentity(self.node_id, boot, boot_id(), "test")
         self.agent = Agent(
             identity, self.folder, self.runner, offer=self.offer, watch=CardWatch(self.inventory.cards), say=self.world.said.append
