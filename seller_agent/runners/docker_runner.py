@@ -201,19 +201,18 @@ class DockerRunner:
         await self._in_thread(self._runs.create, spec)
 
     async def start(self, spec: RunSpec) -> RunStatus:
-        """Start the container and follow its output. Raises RunnerError."""
+        """Start the container and follow its output; what has ended by then is told with its output. Raises RunnerError."""
         status = await self._in_thread(self._runs.start, spec)
-        if status.state is RunState.RUNNING:
-            self._follow(spec.key, Path(spec.folder))
-        return status
+        self._follow(spec.key, Path(spec.folder))
+        return status if status.state is RunState.RUNNING else await self.wait(spec.key)
 
     async def adopt(self) -> list[RunStatus]:
-        """Every run of this home, from labels and watch files; the output of running ones is followed again."""
+        """Every run of this home, from labels and watch files; the output of running ones is followed again, that of ended ones copied."""
         found = await self._in_thread(self._runs.adopt)
         for record, status in found:
-            if status.state is RunState.RUNNING:
+            if status.state is not RunState.PREPARED:
                 self._follow(record.key, Path(record.folder))
-        return [status for _, status in found]
+        return [await self.wait(status.key) if status.state is RunState.EXITED else status for _, status in found]
 
     async def wait(self, key: RunKey) -> RunStatus:
         """The run's end, once both output files are complete. Raises RunnerError when there is no such run."""

@@ -76,7 +76,7 @@ class RunState(StrEnum):
 
     PREPARED = "prepared"  # everything is ready but the job's own program has not started
     RUNNING = "running"
-    EXITED = "exited"  # the job's own process is gone, and so is every descendant
+    EXITED = "exited"  # the job's own process is gone, so is every descendant, and the output files are complete
 
 
 class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
