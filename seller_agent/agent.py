@@ -52,7 +52,7 @@ class OtherAgent(BazaarError):
 
 
 class Agent:
-    """One node. `offer` makes the offer as it should be now; `watch` reads the cards."""
+    """One node. `offer` makes the offer as it should be now, `watch` reads the cards; `delegated`: its session cannot be renewed here."""
 
     def __init__(
         self,
@@ -63,6 +63,7 @@ class Agent:
         offer: Callable[[], NodeOffered],
         watch: CardWatch,
         say: Callable[[str], None],
+        delegated: bool = False,
     ) -> None:
         self._identity = identity
         self._folder = folder
@@ -70,6 +71,7 @@ class Agent:
         self._make_offer = offer
         self._watch = watch
         self._say = say
+        self._delegated = delegated
         self._node = Node(accepting=True)
         self._journal = Journal(folder / "journal.db")
         self._client: MarketClient | None = None
@@ -82,6 +84,7 @@ class Agent:
         self._offering = asyncio.Lock()
         self._wants_offer = True
         self._synced_ms = 0
+        self._warned_of = b""
         self._leaving = asyncio.Event()
         self._abandoning = asyncio.Event()
         self._failure: BaseException | None = None
@@ -357,6 +360,7 @@ class Agent:
         while True:
             await asyncio.sleep(TICK_S)
             self._look_at_session()
+            self._node.sick = self._watch.sick()
             self._hands.advance_all()
             if boot_ms() - self._synced_ms > RESYNC_S * 1000:
                 self._synced_ms = boot_ms()
@@ -365,11 +369,16 @@ class Agent:
                 self._leaving.set()
 
     def _look_at_session(self) -> None:
+        """A session key that ends is said in time; at its end no new jobs are taken, and running ones finish."""
         assert self._client is not None
-        session = self._client.session
-        ended = session.ends_within(int(time.time() * 1000), 0)
-        if ended and self._node.accepting:
-            log.error("the delegation is over: no new jobs", hint="run `bazaar login` and start again")
+        session, now_ms = self._client.session, int(time.time() * 1000)
+        ended = session.ends_within(now_ms, 0)
+        if self._delegated and now_ms >= session.warn_from_ms() and session.key != self._warned_of:
+            self._warned_of = session.key
+            left_h = max(0, session.expires_ms - now_ms) // 3_600_000
+            self._say(
+                f"The delegation of this node ends in {left_h} h; then no new jobs are taken. Run `bazaar login --role seller` in time."
+            )
         if not self._leaving.is_set() and self._wants_offer:
             self._node.accepting = not ended
 

@@ -62,6 +62,7 @@ class Stop(StrEnum):
     CANCEL = "cancel"  # somebody asked in the ledger
     EVICT = "evict"  # the node's owner wants it back
     LEASE = "lease"  # no beat was answered for too long
+    CARD = "card"  # a card of it does not answer any more
     LOST = "lost"  # the ledger does not hold it for us any more
 
 

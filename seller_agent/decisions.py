@@ -41,6 +41,8 @@ class Node(msgspec.Struct, kw_only=True):
     evicting: bool = False
     """What runs is to be stopped."""
     known_cards: frozenset[str] = frozenset()
+    sick: frozenset[str] = frozenset()
+    """Cards that do not answer any more."""
     sessions: bool = False
     """Whether notebooks and containers can be served."""
     lease_s: int = 180
@@ -117,6 +119,8 @@ def _find_reason_to_stop(attempt: Attempt, node: Node, now_boot_ms: int) -> None
         attempt.stop = Stop.LEASE
     elif node.evicting:
         attempt.stop = Stop.EVICT
+    elif not node.sick.isdisjoint(attempt.cards):
+        attempt.stop = Stop.CARD
 
 
 def _toward_start(attempt: Attempt, node: Node) -> list[Do]:

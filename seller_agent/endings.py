@@ -27,7 +27,12 @@ FAILED_TO_START = frozenset(
     }
 )
 """What a runner, or fetching the inputs, may give as the reason of a failure."""
-STOPPED_FOR = {Stop.EVICT: Reason.EVICTED, Stop.LEASE: Reason.LEASE_EXPIRED, Stop.LOST: Reason.LEASE_EXPIRED}
+STOPPED_FOR = {
+    Stop.EVICT: Reason.EVICTED,
+    Stop.LEASE: Reason.LEASE_EXPIRED,
+    Stop.LOST: Reason.LEASE_EXPIRED,
+    Stop.CARD: Reason.GPU_LOST,
+}
 TIMED_OUT = frozenset({Reason.RUN_TIMEOUT, Reason.ESTIMATE_EXCEEDED, Reason.BUDGET_EXHAUSTED, Reason.IDLE, Reason.LOW_UTILISATION})
 
 

@@ -94,6 +94,10 @@ class CardWatch:
         """As last read."""
         return self._readings
 
+    def sick(self) -> frozenset[str]:
+        """Cards that did not answer the last time."""
+        return frozenset(uuid for uuid, healthy in self._healthy.items() if not healthy)
+
     def is_healthy(self, uuid: str) -> bool:
         """As last read."""
         return self._healthy.get(uuid, True)

@@ -187,6 +187,7 @@ async def run(settings: Settings, options: Options, say: Say) -> None:
             offer=offer,
             watch=watch,
             say=say,
+            delegated=session is not None,
         )
         await _work(settings, agent, place, session, say=say, words=in_words(offer()))
 

@@ -74,6 +74,7 @@ TABLE: list[tuple[str, dict[str, Any], dict[str, Any], list[Do]]] = [
     ("a cancelled run is stopped", RUNNING | {"cancelled_by": BUYER}, {}, [Do.STOP]),
     ("a run without a lease is stopped", RUNNING | LAPSED, {}, [Do.STOP]),
     ("a run is stopped when the owner wants the node", RUNNING, {"evicting": True}, [Do.STOP]),
+    ("a run on a card that fell ill is stopped", RUNNING, {"sick": frozenset({CARD})}, [Do.STOP]),
     ("a stop is told once", RUNNING | {"cancelled_by": BUYER, "stop": Stop.CANCEL, "stop_told": True}, {}, []),
     ("what a run left is saved", EXITED, {}, [Do.SAVE]),
     ("the end waits for what is being saved", EXITED | {"saved": Work.DOING}, {}, []),

@@ -62,6 +62,7 @@ TABLE: list[tuple[str, Attempt, type, Reason]] = [
     ("the guard's lease was over", ended(exit_code=143, stop_reason=StopReason.LEASE), JobFailed, Reason.LEASE_EXPIRED),
     ("our lease was over", ended(**ASKED, stop=Stop.LEASE), JobFailed, Reason.LEASE_EXPIRED),
     ("the owner wanted the node", ended(**ASKED, stop=Stop.EVICT), JobFailed, Reason.EVICTED),
+    ("a card fell ill", ended(**ASKED, stop=Stop.CARD), JobFailed, Reason.GPU_LOST),
     ("somebody stopped it, and nobody knows who", ended(**ASKED), JobFailed, Reason.EVICTED),
     ("the buyer cancelled", ended(**ASKED, stop=Stop.CANCEL, cancelled_by=BUYER), JobCancelled, Reason.CANCELLED_BY_BUYER),
     ("the operator cancelled", ended(**ASKED, stop=Stop.CANCEL, cancelled_by=OPERATOR), JobCancelled, Reason.CANCELLED_BY_OPERATOR),
