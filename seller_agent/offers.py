@@ -26,8 +26,8 @@ TAKES_ANYONE = (
     "use your network and leave something behind. Nothing isolates them. Use Docker unless every wallet of this market is yours."
 )
 NO_ISOLATION = (
-    "Docker does not answer here, so jobs run as plain processes of this account, isolated by nothing. Only jobs of your own wallets "
-    "are taken."
+    "Docker does not answer here, so jobs run as plain processes of this account, isolated by nothing. Unless told otherwise, only jobs "
+    "of the wallets of this home are taken."
 )
 
 _PRICE = re.compile(r"([0-9]{1,7})(?:\.([0-9]{1,6}))?", re.ASCII)
