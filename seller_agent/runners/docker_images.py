@@ -85,8 +85,7 @@ def pull(socket_path: str, image: str, tell: Callable[[str], None], follower: Fo
     target = f"/images/create?fromImage={quoted(repository)}&tag={quoted(tag)}"
     progress = PullProgress()
     try:
-        with contextlib.closing(EngineStream(socket_path, "POST", target, deadline_s=timeout_s)) as stream:
-            follower.use(stream)
+        with contextlib.closing(EngineStream(socket_path, "POST", target, deadline_s=timeout_s, follower=follower)) as stream:
             for event in stream.lines():
                 if "error" in event:
                     raise RunnerError(*classify_pull(str(event["error"])))

@@ -45,13 +45,20 @@ class EngineStream:
     HTTP/1.0 on purpose: the answer then has no chunk framing and ends with the connection.
     """
 
-    def __init__(self, socket_path: str, method: str, target: str, deadline_s: float | None = None) -> None:
-        """Ask. Raises StreamFailed when Docker refuses, OSError when it does not answer. `deadline_s` bounds the whole stream."""
+    def __init__(
+        self, socket_path: str, method: str, target: str, *, deadline_s: float | None = None, follower: Follower | None = None
+    ) -> None:
+        """Ask. Raises StreamFailed when Docker refuses, OSError when it does not answer. `deadline_s` bounds the whole stream.
+
+        `follower` can cut it off from the first moment: a pull says nothing at all before its registry does.
+        """
         self._end = None if deadline_s is None else time.monotonic() + deadline_s
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self._socket.settimeout(60)
             self._socket.connect(socket_path)
+            if follower is not None:
+                follower.use(self)
             self._socket.sendall(f"{method} {target} HTTP/1.0\r\nHost: docker\r\nContent-Length: 0\r\n\r\n".encode())
             self._socket.settimeout(deadline_s)
             self._rest = self._read_head()

@@ -29,6 +29,9 @@ from seller_agent.runners.docker_runs import Dropped, EngineGone, Inspection, Ru
 from seller_agent.runners.runner import Progress, RunKey, RunnerError, RunSpec, RunState, RunStatus, StopReason
 
 PULL_TIMEOUT_S = 20 * 60
+THREADS = 32
+LASTING_THREADS_MAX = 1024
+"""One for every run's output and every pull. They have a pool of their own, or many runs would leave no thread to renew or stop one."""
 
 T = TypeVar("T")
 
@@ -150,14 +153,13 @@ class DockerRunner:
         node_id: str,
         *,
         socket_path: str = DEFAULT_SOCKET,
-        max_jobs: int = 8,
         egress_network: str | None = None,
         pull_timeout_s: float = PULL_TIMEOUT_S,
     ) -> None:
-        threads = 3 * max_jobs + 8
         self._pull_timeout_s = pull_timeout_s
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="docker")
-        self._engine = SdkEngine(socket_path, threads)
+        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="docker")
+        self._lasting = ThreadPoolExecutor(LASTING_THREADS_MAX, thread_name_prefix="docker-follow")
+        self._engine = SdkEngine(socket_path, THREADS)
         self._runs = Runs(
             self._engine,
             socket_path=socket_path,
@@ -193,7 +195,7 @@ class DockerRunner:
         pull = Follower()
         self._pulls.add(pull)
         try:
-            await self._in_thread(self._runs.ensure_image, spec.image, tell, pull, self._pull_timeout_s)
+            await self._in_thread(self._runs.ensure_image, spec.image, tell, pull, self._pull_timeout_s, pool=self._lasting)
         finally:
             pull.drop()  # also when nobody waits for it any longer
             self._pulls.discard(pull)
@@ -250,16 +252,18 @@ class DockerRunner:
         """Let go of everything; runs and the guard go on."""
         for follower in (*self._pulls, *(follower for follower, _ in self._followed.values())):
             follower.drop()
-        await asyncio.to_thread(self._pool.shutdown, cancel_futures=True)
+        for pool in (self._lasting, self._pool):
+            await asyncio.to_thread(pool.shutdown, cancel_futures=True)
+        self._runs.close()
         self._engine.close()
 
     def _follow(self, key: RunKey, folder: Path) -> None:
         if key.name not in self._followed:
             follower = Follower()
-            self._followed[key.name] = (follower, self._pool.submit(_environment_faults, self._runs.follow, key, folder, follower))
+            self._followed[key.name] = (follower, self._lasting.submit(_environment_faults, self._runs.follow, key, folder, follower))
 
-    async def _in_thread(self, function: Callable[..., T], *arguments: object) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, _environment_faults, function, *arguments)
+    async def _in_thread(self, function: Callable[..., T], *arguments: object, pool: ThreadPoolExecutor | None = None) -> T:
+        return await asyncio.get_running_loop().run_in_executor(pool or self._pool, _environment_faults, function, *arguments)
 
 
 def _environment_faults(function: Callable[..., T], *arguments: object) -> T:

@@ -18,7 +18,7 @@ import pytest
 from integration import docker_engine
 from integration.docker_engine import IMAGE, Engine, Registry, engine, registry, root_file_system, until
 
-from seller_agent.runners import guard_files
+from seller_agent.runners import docker_runner, guard_files
 from seller_agent.runners.docker_logs import EngineStream, logs_target
 from seller_agent.runners.docker_outcome import parse_time_ms
 from seller_agent.runners.docker_profile import container_name
@@ -288,6 +288,31 @@ async def test_a_pull_that_does_not_move_is_given_up(home: Home, registry: Regis
     await close_all(home)
 
 
+async def test_a_pull_that_nobody_wants_any_more_holds_nobody_up(home: Home, registry: Registry) -> None:
+    runner = home.runner()
+    pulling = asyncio.Event()
+    preparing = asyncio.create_task(runner.prepare(home.spec("", image=f"{registry.address}/slow/image:1"), lambda phase: pulling.set()))
+    await pulling.wait()
+    preparing.cancel()
+    await asyncio.wait([preparing])
+    async with asyncio.timeout(30):  # the registry would keep it for a minute
+        await runner.close()
+
+
+async def test_many_runs_leave_a_thread_to_stop_one(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(docker_runner, "THREADS", 2)
+    runner = home.runner()
+    specs = [home.spec("while :; do usleep 50000; done") for _ in range(4)]
+    for spec in specs:
+        await runner.prepare(spec, quiet)
+        await runner.start(spec)
+    async with asyncio.timeout(60):
+        for spec in specs:
+            await runner.stop(spec.key, StopReason.ASKED, 0)
+            assert StopReason.ASKED == (await runner.wait(spec.key)).stop_reason
+        await runner.close()
+
+
 # ---- crashes
 
 
@@ -413,6 +438,17 @@ async def test_a_dead_guard_is_replaced(home: Home, runner: DockerRunner) -> Non
     assert first != second
     await runner.renew(spec.key, guard_files.boot_ms() + 1)
     assert StopReason.LEASE == (await runner.wait(spec.key)).stop_reason
+
+
+async def test_a_guard_with_nothing_to_guard_ends_with_its_agent(home: Home) -> None:
+    runner = home.runner()
+    spec = home.spec("echo ran")
+    await run(runner, spec)
+    await runner.remove(spec.key)
+    pid = home.guard_pid()
+    assert pid is not None and guard_files.process_start_ticks(pid) is not None
+    await runner.close()
+    await asyncio.to_thread(until, lambda: guard_files.process_start_ticks(pid) is None, "the guard's end", 20)
 
 
 async def test_reap_ends_what_is_over_when_no_guard_is_left(home: Home) -> None:
