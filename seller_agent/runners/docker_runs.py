@@ -25,7 +25,7 @@ from seller_agent.runners.docker_outcome import RunRecord, Sight, parse_time_ms,
 from seller_agent.runners.docker_profile import Host
 from seller_agent.runners.docker_records import open_folders, read_exit, read_record, read_tail, write_exit, write_record
 from seller_agent.runners.guard_files import StopRecord, Watch
-from seller_agent.runners.guard_start import ensure_guard
+from seller_agent.runners.guard_start import ensure_guard, hold_agent_lock
 from seller_agent.runners.runner import RunKey, RunnerError, RunSpec, RunState, RunStatus, StopReason
 
 START_ALLOWANCE_MS = 30_000
@@ -90,6 +90,7 @@ class Runs:
         self._node_id = node_id
         self._egress_network = egress_network
         self._watch_lock = threading.Lock()
+        self._agent_lock: int | None = None
         self._boot = guard_files.boot_id()
         self._host: Host | None = None
         self._host_asked_ms = 0
@@ -283,8 +284,7 @@ class Runs:
         name = profile.container_name(record.key)
         with contextlib.closing(LogSink(folder / "log", folder / "runner" / "cursor.json", record.output_limit_bytes)) as sink:
             try:
-                with contextlib.closing(EngineStream(self._socket, "GET", logs_target(name, follow=live))) as stream:
-                    follower.use(stream)
+                with contextlib.closing(EngineStream(self._socket, "GET", logs_target(name, follow=live), follower=follower)) as stream:
                     for data in stream:
                         sink.feed(data)
                         if sink.over_limit:
@@ -385,5 +385,15 @@ class Runs:
                 guard_files.write_watch(path, watch)
         return watch
 
+    def close(self) -> None:
+        """Leave what runs to the guard."""
+        with self._watch_lock:
+            if self._agent_lock is not None:
+                os.close(self._agent_lock)
+                self._agent_lock = None
+
     def _ensure_guard(self) -> None:
+        with self._watch_lock:
+            if self._agent_lock is None:
+                self._agent_lock = hold_agent_lock(self._guard_dir)
         ensure_guard(self._guard_dir, self._socket, self._home)

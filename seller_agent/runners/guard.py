@@ -1,8 +1,8 @@
 """The guard outside the agent: stops containers whose lease or deadline is over, also when the agent is dead or hung.
 
 One small detached process per agent home. The Docker runner writes one file per run (see `guard_files`) into a folder; the guard reads
-them, talks to the Docker socket by itself, and ends when nothing has been left to guard for a minute. It imports the standard library and
-`guard_files` only, so that nothing else can break it; it must not start, remove or judge anything.
+them, talks to the Docker socket by itself, and ends when there is nothing left to guard: a minute later while an agent lives, else at once.
+It imports the standard library and `guard_files` only, so that nothing else can break it; it must not start, remove or judge anything.
 `python -m seller_agent.runners.guard --reap DIR` does one round and ends, for a timer.
 """
 
@@ -45,6 +45,10 @@ TICK_S = 0.5
 ANSWER_S = 2.0
 """How long Docker may take to answer the guard before it is treated as away."""
 IDLE_EXIT_MS = 60_000
+"""While an agent lives its next run is likely, and starting a guard for it costs time."""
+ALONE_EXIT_MS = 1_000
+AGENT_LOCK = "agent.lock"
+"""Held, shared, by every agent of the folder for as long as it lives."""
 REAP_LIMIT_S = 300.0
 STRAY_EVERY_MS = 30_000
 LOG_LIMIT_BYTES = 1_000_000
@@ -225,8 +229,23 @@ def take_lock(directory: Path) -> int | None:
     return descriptor
 
 
+def has_agent(directory: Path) -> bool:
+    """Whether an agent that uses this folder lives."""
+    try:
+        descriptor = os.open(directory / AGENT_LOCK, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def watch(directory: Path, descriptor: int | None) -> None:
-    """Guard until nothing has been left to guard for a minute. The lock's file holds our pid."""
+    """Guard until nothing has been left to guard for a while. The lock's file holds our pid."""
     guard = Guard(directory)
     if descriptor is not None:
         os.ftruncate(descriptor, 0)
@@ -241,7 +260,7 @@ def watch(directory: Path, descriptor: int | None) -> None:
         if now - last_strays >= STRAY_EVERY_MS:
             guard.stop_strays()
             last_strays = now
-        if now - last_active >= IDLE_EXIT_MS:
+        if now - last_active >= (IDLE_EXIT_MS if has_agent(directory) else ALONE_EXIT_MS):
             # Whoever adds a run writes its file first and then tries the lock: free it, then look once more.
             if descriptor is not None:
                 os.close(descriptor)

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-from seller_agent.runners.guard import take_lock
+from seller_agent.runners.guard import AGENT_LOCK, take_lock
 from seller_agent.runners.guard_files import CONFIG_NAME, read_json, write_json
 from seller_agent.runners.runner import RunnerError
 
 KEPT_VARIABLES = ("HOME", "PYTHONPATH", "PYTHONUSERBASE")
 """What Python needs to find the same packages again; the guard gets nothing else of the agent's environment."""
+
+
+def hold_agent_lock(directory: Path) -> int:
+    """The descriptor that tells a guard that an agent of this folder lives, until it is closed."""
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    descriptor = os.open(directory / AGENT_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(descriptor, fcntl.LOCK_SH)  # a guard that is looking has it for an instant
+    return descriptor
 
 
 def ensure_guard(directory: Path, socket_path: str, home: str) -> bool:

@@ -10,6 +10,7 @@ import pytest
 from seller_agent.runners import guard, guard_files
 from seller_agent.runners.guard import Round
 from seller_agent.runners.guard_files import Due, StopRecord, Watch, due
+from seller_agent.runners.guard_start import hold_agent_lock
 
 FROM_NOW_MS = 3_600_000
 
@@ -96,7 +97,7 @@ def test_only_one_guard_holds_a_folder_and_an_idle_one_lets_go(tmp_path: Path, m
     held = guard.take_lock(tmp_path)
     assert held is not None
     assert None is guard.take_lock(tmp_path)
-    monkeypatch.setattr(guard, "IDLE_EXIT_MS", 0)
+    monkeypatch.setattr(guard, "ALONE_EXIT_MS", 0)
     guard.watch(tmp_path, held)
     again = guard.take_lock(tmp_path)
     assert again is not None
@@ -106,7 +107,7 @@ def test_only_one_guard_holds_a_folder_and_an_idle_one_lets_go(tmp_path: Path, m
 
 def test_a_run_that_comes_as_the_guard_goes_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "runner").mkdir()
-    monkeypatch.setattr(guard, "IDLE_EXIT_MS", 0)
+    monkeypatch.setattr(guard, "ALONE_EXIT_MS", 0)
     monkeypatch.setattr(guard, "TICK_S", 0.001)
     path, took = tmp_path / "x.json", []
 
@@ -133,3 +134,13 @@ def test_reap_wants_a_folder_that_is_there(tmp_path: Path, capsys: pytest.Captur
     assert "no such folder" in capsys.readouterr().err
     (tmp_path / "guard").mkdir()
     assert 0 == guard.main(["--reap", str(tmp_path)])
+
+
+def test_a_guard_knows_of_every_agent_that_lives(tmp_path: Path) -> None:
+    assert not guard.has_agent(tmp_path)
+    first, second = hold_agent_lock(tmp_path), hold_agent_lock(tmp_path)
+    assert guard.has_agent(tmp_path)
+    os.close(first)
+    assert guard.has_agent(tmp_path)
+    os.close(second)
+    assert not guard.has_agent(tmp_path)
