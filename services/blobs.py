@@ -6,6 +6,7 @@ it. Content is stored once; every wallet that brought it is charged for it, and 
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
 from secrets import token_hex
@@ -35,7 +36,9 @@ class Where(msgspec.Struct, frozen=True, array_like=True):
 class _Upload:
     """A file on its way in."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, generation: int) -> None:
+        self.generation = generation
+        """Of the connection over which it comes."""
         self.name = token_hex(12)
         self.size = size
         self.offset = 0
@@ -54,9 +57,19 @@ class BlobStore:
         self._uploads: dict[tuple[str, str], _Upload] = {}
         self._refs: dict[str, dict[str, int]] = {}
         self._where: dict[str, Where] = {}
+        self._generation = 0
+        self._loading = asyncio.Lock()
+
+    async def refresh(self) -> None:
+        """Learn anew what is stored if the connection was lost since: a broker that was killed may have forgotten the last of what it took.
+        Raises LogUnavailable."""
+        async with self._loading:
+            if self._generation != self._connection.generation:
+                await self.load()
 
     async def load(self) -> None:
         """Learn which wallet has brought what. Raises LogUnavailable."""
+        generation = self._connection.generation
         refs: dict[str, dict[str, int]] = {}
         offset = 0
         while True:
@@ -70,7 +83,9 @@ class BlobStore:
             offset += len(found)
             if not found or offset >= info.get("total", 0):
                 break
-        self._refs = refs
+        self._refs, self._generation = refs, generation
+        self._where.clear()
+        self._uploads.clear()
 
     def has(self, wallet: str, sha256: str) -> bool:
         """Whether this wallet has brought this content before."""
@@ -87,7 +102,7 @@ class BlobStore:
             if offset != 0:
                 return 0, False
             self._check_quota(wallet, size)
-            given_up, upload = upload, _Upload(size)
+            given_up, upload = upload, _Upload(size, self._connection.generation)
             self._uploads[key] = upload  # before anything is awaited: the next chunk may be here already
         if offset != upload.offset or upload.size != size:
             return upload.offset, False
@@ -100,7 +115,7 @@ class BlobStore:
             if given_up is not None:
                 await purge(self._connection, FILES_STREAM, subject=f"file.c.{given_up.name}.*")
             if data:
-                await append(self._connection, f"file.c.{upload.name}.{offset // CHUNK_BYTES}", data)
+                await self._append(upload, f"file.c.{upload.name}.{offset // CHUNK_BYTES}", data)
         except LogUnavailable:
             if self._uploads.get(key) is upload:
                 del self._uploads[key]  # it has a hole now: the client begins again
@@ -118,11 +133,18 @@ class BlobStore:
             await purge(self._connection, FILES_STREAM, subject=f"file.c.{upload.name}.*")
             raise Refused(Refusal.MALFORMED, "the file does not have the hash that was announced")
         if await self.where(sha256) is None:
-            await append(self._connection, f"file.m.{sha256}", msgspec.msgpack.encode(Where(upload.name, upload.size)))
+            await self._append(upload, f"file.m.{sha256}", msgspec.msgpack.encode(Where(upload.name, upload.size)))
         else:
             await purge(self._connection, FILES_STREAM, subject=f"file.c.{upload.name}.*")
-        await append(self._connection, f"file.r.{wallet}.{sha256}.{upload.size}", b"")
+        await self._append(upload, f"file.r.{wallet}.{sha256}.{upload.size}", b"")
         self._refs.setdefault(wallet, {})[sha256] = upload.size
+
+    async def _append(self, upload: _Upload, subject: str, data: bytes) -> None:
+        """Store something of an upload, whose earlier parts are there as long as the connection is the same. Raises LogUnavailable."""
+        if upload.generation == self._connection.generation:
+            await append(self._connection, subject, data)
+        if upload.generation != self._connection.generation:
+            raise LogUnavailable(why="the connection was lost during an upload", hint="Send the file again.")
 
     async def where(self, sha256: str) -> Where | None:
         """Where this content lies, None when nobody brought it. Raises LogUnavailable."""

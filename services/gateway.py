@@ -23,7 +23,7 @@ from events.reasons import Refusal
 from events.streams import ensure_streams
 from events.values import BlobRef
 from events.wire import Failure, FilesAnswer, FilesRequest, OutputAnswer, OutputFrame
-from projections.jobs import HELD, Job
+from projections.jobs import HELD, TERMINAL, Job
 from projections.market import Market
 from services.blobs import BlobStore
 from services.follower import Follower, restore
@@ -34,7 +34,9 @@ log = structlog.get_logger("files")
 
 LAG_S = 3.0
 """How long a question waits for the fold to see the match that it is about."""
-CONCURRENCY = 32
+CONCURRENCY = 128
+WAITING_PER_WALLET = 8
+"""Questions of one wallet that may wait so; the others are answered from the fold as it is, so that nobody can take all the places."""
 IDLE_CHECK_S = 60.0
 MANIFESTS_KNOWN = 2000
 
@@ -48,6 +50,7 @@ class Gateway:
         self._blobs = BlobStore(connection)
         self._output = OutputStore(connection)
         self._folded = asyncio.Condition()
+        self._waiting: dict[str, int] = {}
         self._manifests: dict[str, frozenset[str]] = {}
 
     @property
@@ -101,6 +104,7 @@ class Gateway:
         await self._reply(message, wire.encode(answer))
 
     async def _answer(self, wallet: str, request: FilesRequest) -> FilesAnswer:
+        await self._blobs.refresh()
         if request.op == "have":
             return FilesAnswer(missing=tuple(sha256 for sha256 in request.hashes if not self._blobs.has(wallet, sha256)))
         if request.op == "output":
@@ -124,10 +128,13 @@ class Gateway:
             return True
         if job_id is None:
             return False
-        job = await self._when(job_id, lambda job: bool(_roots(job, wallet)))
+        job = await self._when(wallet, job_id, lambda job: bool(_roots(job, wallet)))
         if job is None:
             return False
-        for root in _roots(job, wallet):
+        for root, author in _roots(job, wallet):
+            # Who names a hash has not brought it yet: only what its author may read himself is passed on.
+            if not self._blobs.has(author, root.sha256) or not self._blobs.has(author, sha256):
+                continue
             if sha256 == root.sha256 or sha256 in await self._named_by(root):
                 return True
         return False
@@ -151,7 +158,7 @@ class Gateway:
     async def _recorded(self, wallet: str, request: FilesRequest) -> FilesAnswer:
         if request.job_id is None:
             raise Refused(Refusal.MALFORMED, "no job")
-        job = await self._when(request.job_id, lambda job: True)
+        job = await self._when(wallet, request.job_id, lambda job: True)
         if job is None:
             raise Refused(Refusal.UNKNOWN_JOB)
         run = job.run
@@ -183,7 +190,7 @@ class Gateway:
         def is_there(job: Job) -> bool:
             return job.run is not None and job.run.epoch >= frame.epoch and bool(job.run.output_token)
 
-        job = await self._when(job_id, is_there)
+        job = await self._when(seller, job_id, is_there)
         run = None if job is None else job.run
         if job is None or run is None or run.node_wallet != seller or job.buyer != buyer or run.output_token != token:
             return OutputAnswer(failure=Failure(code=Refusal.NOT_YOURS))
@@ -195,19 +202,25 @@ class Gateway:
 
     # --- both ---
 
-    async def _when(self, job_id: str, holds: Callable[[Job], bool]) -> Job | None:
+    async def _when(self, asker: str, job_id: str, holds: Callable[[Job], bool]) -> Job | None:
         """The job once this holds of it; the fold may be a moment behind who asks. The job as it is, or None, when it does not come."""
 
-        def there() -> bool:
+        def settled() -> bool:
             job = self.market.jobs.get(job_id)
-            return job is not None and holds(job)
+            return job is not None and (job.state in TERMINAL or holds(job))
 
-        if not there():
+        waiting = self._waiting.get(asker, 0)
+        if waiting < WAITING_PER_WALLET and not settled():
+            self._waiting[asker] = waiting + 1
             try:
                 async with self._folded, asyncio.timeout(LAG_S):
-                    await self._folded.wait_for(there)
+                    await self._folded.wait_for(settled)
             except TimeoutError:
                 pass
+            finally:
+                self._waiting[asker] -= 1
+                if not self._waiting[asker]:
+                    del self._waiting[asker]
         return self.market.jobs.get(job_id)
 
     async def _reply(self, question: Message, data: bytes) -> None:
@@ -217,14 +230,14 @@ class Gateway:
             log.debug("an answer was lost", why=error.why or str(error))
 
 
-def _roots(job: Job, wallet: str) -> list[BlobRef]:
-    """The manifests of a job that a wallet may read."""
-    roots: list[BlobRef] = []
+def _roots(job: Job, wallet: str) -> list[tuple[BlobRef, str]]:
+    """The manifests of a job that a wallet may read, and who made each."""
+    roots: list[tuple[BlobRef, str]] = []
     run, inputs = job.run, job.submitted.program.inputs
     if run is not None and run.node_wallet == wallet and job.state in HELD and inputs is not None:
-        roots.append(inputs)
+        roots.append((inputs, job.buyer))
     if job.buyer == wallet and run is not None and run.results is not None:
-        roots.append(run.results)
+        roots.append((run.results, run.node_wallet))
     return roots
 
 

@@ -10,6 +10,7 @@ import asyncio
 import msgspec
 
 from events.connection import Connection
+from events.errors import LogUnavailable
 from events.streams import append, direct_get
 from events.subjects import OUTPUT_STREAM
 from events.wire import OutputChunk
@@ -33,11 +34,16 @@ class OutputStore:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._totals: dict[tuple[str, int], tuple[int, int]] = {}
+        self._generation = 0
+        """Of the connection over which the totals were learnt: a broker that was killed may have forgotten the last of what it took."""
         self._locks: dict[tuple[str, int], asyncio.Lock] = {}
 
     async def totals(self, job_id: str, attempt: int) -> tuple[int, int]:
         """Recorded bytes of stdout and stderr. Raises LogUnavailable."""
         key = (job_id, attempt)
+        if self._generation != self._connection.generation:
+            self._totals.clear()
+            self._generation = self._connection.generation
         known = self._totals.get(key)
         if known is None:
             stored = await direct_get(self._connection, OUTPUT_STREAM, subject=f"out.{job_id}.{attempt}", last=True)
@@ -63,7 +69,10 @@ class OutputStore:
                         fresh.append(kept)
                         ends[chunk.channel] += len(kept.data)
                 if fresh:
+                    if self._generation != self._connection.generation:
+                        raise LogUnavailable(why="the connection was lost while output was recorded", hint="Send it again.")
                     record = OutputRecord(ends[STDOUT], ends[STDERR], tuple(fresh))
+                    self._totals.pop(key, None)  # until this is known to be stored
                     await append(self._connection, f"out.{job_id}.{attempt}", msgspec.msgpack.encode(record))
                     self._totals[key] = (ends[STDOUT], ends[STDERR])
                 return ends[STDOUT], ends[STDERR], sum(ends.values()) >= limit_bytes
