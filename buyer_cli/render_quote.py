@@ -6,7 +6,7 @@ from buyer_cli.render import ABSENT, count, duration, price, size, text, usd, us
 from events.values import charge_uusd
 from events.wire import QuoteAnswer, QuoteOffer
 
-OFFER_HEADERS = ("NAME", "PRICE USD/GPU-H", "GPUS", "FREE", "MODEL", "VRAM", "ISOLATION", "ID")
+OFFER_HEADERS = ("NAME", "PRICE USD/GPU-H", "GPUS", "FREE", "MODEL", "VRAM", "ISOLATION", "DEFAULT IMAGE", "ID")
 
 
 def offer_row(offer: QuoteOffer) -> tuple[str, ...]:
@@ -22,6 +22,7 @@ def offer_row(offer: QuoteOffer) -> tuple[str, ...]:
         model,
         vram,
         text(offer.isolation),
+        text(offer.default_image),
         text(offer.node_id),
     )
 
