@@ -95,7 +95,7 @@ class Journal:
         """Return once everything said so far is on the disk. Raises JournalError."""
         while self._writing is not None:
             await asyncio.shield(self._writing)
-        await self._begin()
+        await asyncio.shield(self._begin())  # who waits may be cancelled, the write goes on
         if self.trouble:
             raise JournalError(why=f"{self._path}: {self.trouble}", hint="Free the disk.")
 

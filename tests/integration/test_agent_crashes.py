@@ -178,7 +178,7 @@ async def test_the_first_signal_leaves_in_order_and_the_second_at_once(nodes: No
     seller.process.send_signal(signal.SIGTERM)
     await until(lambda: b"Leaving" in seller.log.read_bytes(), "it says so")
     seller.process.send_signal(signal.SIGTERM)
-    assert 0 == await asyncio.to_thread(seller.process.wait, 20)
+    assert 0 == await asyncio.to_thread(seller.process.wait, 20), seller.log.read_text()
     seller.start()
     job = await nodes.state(job_id, "queued", "failed", "succeeded", timeout_s=30)
     assert (Reason.EVICTED, 1) == (job.reason, job.attempts), "the reason was written down before the signal"

@@ -141,6 +141,21 @@ async def test_a_write_that_fails_is_said_and_tried_again(tmp_path: Path) -> Non
     assert {1: one} == (await reread(tmp_path / "journal.db"))[0]
 
 
+async def test_who_waits_for_a_commit_may_be_cancelled_and_the_write_goes_on(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.db")
+    await journal.open()
+    one = attempt(1)
+    for stop in (Stop.EVICT, Stop.LEASE, Stop.CANCEL):
+        one.stop = stop
+        journal.keep(one)
+        waiting = asyncio.create_task(journal.commit())
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+    await journal.close()
+    assert {1: one} == (await reread(tmp_path / "journal.db"))[0]
+
+
 async def test_a_damaged_journal_is_said_not_guessed_at(tmp_path: Path) -> None:
     (tmp_path / "journal.db").write_bytes(b"this is no database, whatever it is, and long enough to be looked at as one" * 20)
     journal = Journal(tmp_path / "journal.db")
