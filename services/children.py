@@ -140,7 +140,7 @@ def end_left_over(file: Path) -> list[str]:
     try:
         noted = json.loads(file.read_text())
         holders = {name: Holder(int(entry["pid"]), int(entry["started"])) for name, entry in noted.items()}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
     found = {name: holder for name, holder in holders.items() if holder.is_alive}
     for number in (signal.SIGTERM, signal.SIGKILL):

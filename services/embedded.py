@@ -195,7 +195,7 @@ class Embedded:
         while not await answers():  # type: ignore[misc]
             for child in [*self._children, *self._sellers]:
                 child.look_after()
-                if child.given_up is not None or child.restarts > 5:
+                if child.given_up is not None or child.restarts > 3:
                     raise NotReady(f"The {child.name} does not start.", why=self._last_words(child.name), hint="bazaar-market logs")
             if self._stopped.is_set() or time.monotonic() > deadline:
                 raise NotReady(f"The {name} did not answer within {READY_S:g} s.", why=self._last_words(name), hint="bazaar-market logs")
@@ -205,7 +205,8 @@ class Embedded:
         for file in sorted((self._options.home / "log").glob(f"{name}*.err")):
             lines = file.read_text(errors="replace").strip().splitlines()
             if lines:
-                return re.sub(r"[^\x20-\x7e]", "?", lines[-1])[:300]
+                last = max((place for place, line in enumerate(lines) if line.startswith("error: ")), default=len(lines) - 1)
+                return re.sub(r"[^\x20-\x7e]", "?", " ".join(line.strip() for line in lines[last : last + 2]))[:300]
         return ""
 
     def _write_endpoints(self, running: Running) -> None:
