@@ -163,11 +163,14 @@ class MarketEnv:
 
     def deaths(self) -> set[str]:
         """Which parts the parent has seen die."""
-        said = [line.removeprefix("the ") for line in self.up.err.splitlines() if " died" in line]
-        return {line.partition(" died")[0] for line in said}
+        said = [line for running in self._ups() for line in running.err.splitlines() if " died" in line]
+        return {line.removeprefix("the ").partition(" died")[0] for line in said}
+
+    def _ups(self) -> list[Running]:
+        return [running for running in self._started if running.name.endswith("bazaar-market-up")]
 
     def close(self) -> None:
-        """Ends everything that was started here. Fails when something died by itself, does not end, or leaves a process or a port."""
+        """Ends everything that was started here. Fails when a part died by itself, or something stays."""
         codes = {running.name: running.stop() for running in reversed(self._started) if running.code is None}
         gone = self._poll(lambda: not self.left_over(), GONE_S)
         left = self.left_over()
@@ -176,7 +179,7 @@ class MarketEnv:
         said = self.diagnosis()
         assert gone, f"left running: {left}\n{said}"
         assert None not in codes.values(), f"had to be killed: {codes}\n{said}"
-        assert codes.get(self.up.name) in (0, None), f"{codes}\n{said}"
+        assert {codes.get(up.name, 0) for up in self._ups()} <= {0}, f"{codes}\n{said}"
         assert self.deaths() <= self._expected_deaths, f"died by themselves: {self.deaths() - self._expected_deaths}\n{said}"
         for url in (self.market, self.api):
             assert not listens(url), f"somebody still listens at {url}"
