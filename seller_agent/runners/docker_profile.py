@@ -41,17 +41,21 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
     """User ids in a container are others outside (userns-remap, rootless)."""
     seccomp: bool
     cdi_devices: frozenset[str] = frozenset()
+    job_uid: int = JOB_UID
+    """Whom jobs run as: nobody when the agent is root, else the agent's own user, who could not delete what another one made."""
 
     @classmethod
-    def from_info(cls, info: Mapping[str, Any]) -> Host:
+    def from_info(cls, info: Mapping[str, Any], agent_uid: int = 0) -> Host:
         """From the answer of Docker's `/info`."""
         options = [str(option) for option in info.get("SecurityOptions") or []]
+        maps_users = any(option.startswith(("name=userns", "name=rootless")) for option in options)
         return cls(
             version=str(info.get("ServerVersion", "")),
             cores=int(info["NCPU"]),
             memory_mib=int(info["MemTotal"]) // MIB,
             swap_limit=bool(info.get("SwapLimit")),
-            maps_users=any(option.startswith(("name=userns", "name=rootless")) for option in options),
+            maps_users=maps_users,
+            job_uid=JOB_UID if maps_users or agent_uid == 0 else agent_uid,
             seccomp=any(option.startswith("name=seccomp") and "unconfined" not in option for option in options),
             cdi_devices=frozenset(str(device["ID"]) for device in info.get("DiscoveredDevices") or [] if device.get("Source") == "cdi"),
         )
@@ -84,7 +88,7 @@ def _tmpfs(spec: RunSpec, host: Host, volumes: Iterable[str]) -> dict[str, str]:
     """/tmp may hold programs (compilers' caches live there); the image's own volumes become small tmpfs, else they would be disk."""
     size_mib = max(16, min(_memory_mib(spec, host) // 4, 8192))
     # The owner, because the runtime gives a tmpfs the mode that the image's folder had, whatever is asked for.
-    options = f"rw,nosuid,nodev,exec,mode=1777,uid={JOB_UID},gid={JOB_UID},size={size_mib}m"
+    options = f"rw,nosuid,nodev,exec,mode=1777,uid={host.job_uid},gid={JOB_UID},size={size_mib}m"
     return {"/tmp": options, **{path: options for path in volumes if path not in ("/tmp", JOB_PATH, OUT_PATH)}}
 
 
@@ -97,7 +101,7 @@ def controls(spec: RunSpec, host: Host, volumes: Iterable[str] = (), network: st
     binds = [f"{spec.folder}/job:{JOB_PATH}:rw", f"{spec.folder}/out:{OUT_PATH}:rw"]
     tmpfs = _tmpfs(spec, host, volumes)
     table: list[tuple[str, Any, str]] = [
-        ("Config.User", f"{JOB_UID}:{JOB_UID}", "nobody, whatever the image says"),
+        ("Config.User", f"{host.job_uid}:{JOB_UID}", "never root, whatever the image says"),
         ("Config.Healthcheck", {"Test": ["NONE"]}, "an image's health check would run beside the job"),
         ("Config.Tty", False, "output is framed by stream"),
         ("HostConfig.CapDrop", ["ALL"], "no capability"),

@@ -22,14 +22,16 @@ T = TypeVar("T")
 def open_folders(folder: Path, job_uid: int | None) -> None:
     """Make the run's folders, `job` and `out` writable for the container's user and the rest for nobody else.
 
-    With `job_uid` (we are root and user ids mean the same in containers) they are given to it; else everybody may write there, and
-    the folder around them keeps everybody out. Links are never followed.
+    With `job_uid` (user ids mean the same in containers) they are given to it, unless it is our own; else everybody may write there,
+    and the folder around them keeps everybody out. Links are never followed.
     """
     for name in ("job", "out", "log", "runner"):
         (folder / name).mkdir(parents=True, exist_ok=True, mode=0o700)
     folder.chmod(0o700)
     for name in ("stdout", "stderr"):
         (folder / "log" / name).touch(mode=0o600)
+    if job_uid == os.geteuid():
+        return
     for top in (folder / "job", folder / "out"):
         for path in (top, *_below(top)):
             if job_uid is not None:

@@ -101,7 +101,7 @@ class Runs:
         """The daemon and its machine; an answer of the last minute will do when not `afresh`."""
         now = guard_files.boot_ms()
         if afresh or self._host is None or now - self._host_asked_ms > HOST_FRESH_MS:
-            self._host, self._host_asked_ms = Host.from_info(self._engine.info()), now
+            self._host, self._host_asked_ms = Host.from_info(self._engine.info(), os.geteuid()), now
         return self._host
 
     def open(self, spec: RunSpec) -> None:
@@ -112,7 +112,7 @@ class Runs:
         folder = Path(spec.folder)
         record, was_there = read_record(folder), self._watch_path(spec.key).exists()
         if record is None or record.starting_boot_ms is None:
-            open_folders(folder, None if host.maps_users or os.geteuid() != 0 else profile.JOB_UID)
+            open_folders(folder, None if host.maps_users else host.job_uid)
             record = RunRecord(
                 key=spec.key,
                 folder=spec.folder,

@@ -578,6 +578,22 @@ async def test_a_hardened_job_can_do_what_it_needs_and_nothing_else(home: Home, 
     assert sorted(wanted) == sorted(hard)
 
 
+async def test_an_agent_that_is_not_root_can_delete_all_that_its_jobs_leave(home: Home) -> None:
+    uid, reads_all = 12345, ("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search")  # for a Python that is root's own
+    leaves = "id -u; mkdir -p deep/er $BAZAAR_OUT/kept; echo x > deep/er/x; cat input; chmod 0500 deep/er; touch /tmp/mine && echo ok"
+    spec = home.spec(leaves)
+    (Path(spec.folder) / "job").mkdir(parents=True)
+    (Path(spec.folder) / "job" / "input").write_text("an input\n")
+    for path in (home.folder, *home.folder.rglob("*")):
+        os.chown(path, uid, uid)
+    Path(home.engine.socket).chmod(0o666)
+    agent = [sys.executable, docker_engine.__file__, str(home.folder), home.engine.socket, "", msgspec.json.encode(spec).decode()]
+    subprocess.run(["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", *reads_all, *agent], check=True, timeout=60)
+    assert f"{uid}\nan input\nok\n" == output(spec)
+    assert {uid} == {path.stat().st_uid for path in Path(spec.folder).rglob("*")}
+    assert [] == home.engine.names()
+
+
 async def test_without_the_profile_the_same_probe_finds_an_open_door(home: Home) -> None:
     name = "plain"
     body = {"Image": IMAGE, "Cmd": ["sh", "-c", PROBE], "HostConfig": {"NetworkMode": "host"}}
