@@ -101,6 +101,15 @@ class DockerMarket(MarketEnv):
         """What the ledger says of it, in order."""
         return [event["type"] for event in self.get(f"/v1/jobs/{job_id}/events?limit=500")["items"]]
 
+    def requeued_for(self, job_id: str) -> list[str]:
+        """Why it was queued again, each time."""
+        events = self.get(f"/v1/jobs/{job_id}/events?limit=500")["items"]
+        return [event["event"]["reason"] for event in events if event["type"] == "JobRequeued"]
+
+    def says(self, job_id: str, output: str) -> None:
+        """Its output so far is this, soon."""
+        self.wait_until(lambda: self.bazaar("logs", job_id).stdout == output, f"the output of {job_id} is {output!r}")
+
     def ended_once(self, job_id: str) -> None:
         """Its ledger holds one end, and the engine nothing."""
         kinds = self.event_types(job_id)

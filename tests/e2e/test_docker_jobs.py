@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from e2e.docker_market import DEFAULT_IMAGE, IMAGE, DockerMarket, docker_market, engine
-from e2e.market_env import Running
-from integration.docker_engine import Registry, registry
+from e2e.market_env import TWO_CARDS, Running
+from integration.docker_engine import Engine, Registry, registry
 
 __all__ = ["docker_market", "engine", "registry"]  # the fixtures
 
@@ -268,7 +268,7 @@ def test_a_run_that_ended_while_no_agent_lived_is_told_whole_by_the_next(docker_
     market = docker_market
     waits = "echo up; while [ ! -e go ]; do usleep 20000; done; echo end; echo left > $BAZAAR_OUT/left; exit 3"
     job_id = market.submit("--target", "lone", "--", "sh", "-c", waits)
-    market.wait_until(lambda: market.bazaar("logs", job_id).stdout == "up\n", "its first line is there")
+    market.says(job_id, "up\n")
     lone.process.kill()
     lone.process.wait()
     [folder] = (market.home / "seller" / "lone" / "runs").glob(f"{job_id}-*")
@@ -291,17 +291,52 @@ def test_a_run_whose_docker_was_restarted_runs_again_elsewhere(docker_market: Do
     market = docker_market
     own = market.own_node()
     job_id = market.submit("--image", IMAGE, "--", "sh", "-c", f"if [ $BAZAAR_ATTEMPT = 1 ]; then {HOLDS}; fi; echo second")
-    market.wait_until(lambda: market.bazaar("logs", job_id).stdout == "up\n", "its first line is there")
+    market.says(job_id, "up\n")
     assert own == market.job(job_id)["node_name"]
     market.engine.stop(signal.SIGTERM)
     market.engine.start()
     job = market.wait_for_job(job_id, "succeeded")
     assert (2, "lone") == (job["attempt"], job["node_name"])
-    again = [event for event in market.get(f"/v1/jobs/{job_id}/events?limit=500")["items"] if event["type"] == "JobRequeued"]
-    assert ["runtime_restarted"] == [event["event"]["reason"] for event in again], again
+    assert ["runtime_restarted"] == market.requeued_for(job_id)
     assert "second" == market.bazaar("logs", job_id).stdout.splitlines()[-1]
     market.is_cleared(job_id)
     assert "on\n" == market.bazaar("run", "--target", own, *IN_IMAGE, "echo on").stdout
+
+
+def test_a_run_whose_docker_was_restarted_while_no_agent_lived_runs_again(docker_market: DockerMarket, lone: Running) -> None:
+    market = docker_market
+    job_id = market.submit("--target", "lone", "--", "sh", "-c", HOLDS)
+    market.says(job_id, "up\n")
+    lone.process.kill()
+    lone.process.wait()
+    market.engine.stop(signal.SIGKILL)
+    market.engine.start()
+    again = start_lone(market)
+    try:
+        market.wait_until(lambda: market.requeued_for(job_id) == ["runtime_restarted"], "the job is queued again")
+        market.bazaar("cancel", job_id, "--wait")
+        market.is_cleared(job_id)
+    finally:
+        assert 0 == again.stop()
+
+
+def test_with_live_restore_a_run_survives_its_docker(docker_market: DockerMarket) -> None:
+    market = docker_market
+    market.engine.stop()
+    market.engine.start("--live-restore")
+    try:
+        watching = market.run_on("bazaar", "run", *IN_IMAGE, COUNTS)
+        market.wait_until(lambda: len(watching.lines) >= LINES // 4, "a quarter of its lines")
+        market.engine.stop()
+        market.engine.start("--live-restore")
+        assert 0 == watching.ended(), watching.err
+        assert [f"line {number}" for number in range(LINES)] == watching.lines
+        job = market.bazaar("show", "last", "--json").json
+        assert 1 == job["attempt"]
+        market.ended_once(job["id"])
+    finally:
+        market.engine.stop()
+        market.engine.start()
 
 
 def test_an_agent_that_leaves_stops_its_container_and_the_job_goes_elsewhere(docker_market: DockerMarket, lone: Running) -> None:
@@ -309,7 +344,7 @@ def test_an_agent_that_leaves_stops_its_container_and_the_job_goes_elsewhere(doc
     with_two = ("--gpus", "2", "--image", IMAGE, "--", "sh", "-c")
     holder = market.submit(*with_two, HOLDS)
     job_id = market.submit("--image", IMAGE, "--", "sh", "-c", f"if [ $BAZAAR_ATTEMPT = 1 ]; then {HOLDS}; fi; echo second")
-    market.wait_until(lambda: market.bazaar("logs", job_id).stdout == "up\n", "its first line is there")
+    market.says(job_id, "up\n")
     assert "lone" == market.job(job_id)["node_name"]
     assert 0 == lone.stop()
     assert [] == market.containers_of(job_id)
@@ -318,3 +353,23 @@ def test_an_agent_that_leaves_stops_its_container_and_the_job_goes_elsewhere(doc
     assert (2, market.own_node()) == (job["attempt"], job["node_name"])
     market.is_cleared(job_id)
     market.is_cleared(holder)
+
+
+def test_a_market_killed_with_a_container_running_finds_it_again_and_leaves_none_when_it_ends(engine: Engine, tmp_path: Path) -> None:
+    market = DockerMarket(tmp_path, engine)
+    try:
+        market.start("--runner", "docker", *TWO_CARDS)
+        market.bazaar("wallet", "new")
+        job_id = market.submit(*IN_IMAGE[1:], COUNTS)
+        market.wait_for_job(job_id, "running")
+        market.kill_up()
+        assert 1 == len(market.containers_of(job_id))
+        market.start_again()
+        assert 1 == market.wait_for_job(job_id, "succeeded")["attempt"]
+        assert [f"line {number}" for number in range(LINES)] == market.bazaar("logs", job_id, "--stdout").stdout.splitlines()
+        market.ended_once(job_id)
+        held = market.submit(*IN_IMAGE[1:], HOLDS)
+        market.container(held, "running")
+    finally:
+        market.close()
+    assert [] == market.containers_of(held)
