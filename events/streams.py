@@ -76,7 +76,7 @@ FILES: dict[str, Any] = {
     "storage": "file",
     "persist_mode": "async",
     "allow_direct": True,
-    "max_bytes": -1,
+    "max_bytes": 40_960 * MIB,  # with OUTPUT less than the store may hold: the ledger must never be the one that finds it full
     "duplicate_window": NS // 10,
 }
 

@@ -106,7 +106,7 @@ class Tick(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SyncRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """`rpc.sync`: where do I stand? `key`: whose numbers; `job_ids`: jobs to be told of besides my unfinished ones."""
+    """`rpc.sync`: where do I stand? `key`: whose numbers; `job_ids`: jobs to be told of; `node_id`: a node, with what holds its cards."""
 
     key: Annotated[bytes, Meta(max_length=32)] = b""
     job_ids: Annotated[tuple[JobId, ...], Meta(max_length=100)] = ()
@@ -288,6 +288,15 @@ class BeatView(msgspec.Struct, frozen=True, kw_only=True):
     beat: Beat
     wallet: str
     time_ms: int
+
+
+class OldJob(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The answer to `market.job` inside MARKET: a job that only the read model still knows, for the gateway's doors. Empty: unknown."""
+
+    buyer: str = ""
+    node_wallet: str = ""
+    attempt: int = 0
+    results_sha256: str = ""
 
 
 class FilesRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

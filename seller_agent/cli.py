@@ -95,7 +95,11 @@ def _node_name(given: str | None) -> str:
 @click.option("--gpus", metavar="0,1", help="Only these cards, by index.")
 @click.option("--min-gpus", type=click.IntRange(0, 8), default=0, help="The smallest part of the machine that is let.")
 @name_option
-@click.option("--runner", type=click.Choice(["docker", "process"]), help="How jobs run; by default Docker where it answers.")
+@click.option(
+    "--runner",
+    type=click.Choice(["docker", "process"]),
+    help="How jobs run; by default Docker where it answers, processes for simulated cards.",
+)
 @click.option("--default-image", metavar="IMAGE", help="For jobs that name no image, with the Docker runner.")
 @docker_host_option
 @simulate_option

@@ -29,6 +29,10 @@ NO_ISOLATION = (
     "Docker does not answer here, so jobs run as plain processes of this account, isolated by nothing. Unless told otherwise, only jobs "
     "of the wallets of this home are taken."
 )
+SIMULATED = (
+    "Simulated cards are for trying things out: jobs run as plain processes of this account, isolated by nothing. Unless told otherwise, "
+    "only jobs of the wallets of this home are taken. `--runner docker` runs them in containers."
+)
 
 _PRICE = re.compile(r"([0-9]{1,7})(?:\.([0-9]{1,6}))?", re.ASCII)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._@+-]{0,63}", re.ASCII)

@@ -28,7 +28,7 @@ from seller_agent.agent import Agent
 from seller_agent.beats import NodeIdentity
 from seller_agent.gpus import Inventory
 from seller_agent.machine import CardWatch, agent_boot, boot_id, offered_card, real_cards, simulated_cards, size
-from seller_agent.offers import DEFAULT_IMAGE, NO_ISOLATION, TAKES_ANYONE, Terms, accepted, cards_offered, in_words, make_offer
+from seller_agent.offers import DEFAULT_IMAGE, NO_ISOLATION, SIMULATED, TAKES_ANYONE, Terms, accepted, cards_offered, in_words, make_offer
 from seller_agent.runners.docker_host import socket_of
 from seller_agent.runners.process_runner import ProcessRunner
 from seller_agent.runners.runner import Runner, RunnerError
@@ -173,7 +173,11 @@ async def run(settings: Settings, options: Options, say: Say) -> None:
     place = Place(owner=owner, node_id=node_id(owner, options.terms.name), folder=settings.home / "seller" / options.terms.name)
     with claimed_folder(place.folder, owner):
         inventory = await find_cards(options.simulate, place.node_id, say)
-        runner, isolation = await choose_runner(options.runner, options.docker_host, place.folder, place.node_id, say)
+        asked = options.runner
+        if asked is None and options.simulate and options.docker_host is None:
+            asked = "process"  # nobody should have to pull an image to try the market out
+            say(SIMULATED)
+        runner, isolation = await choose_runner(asked, options.docker_host, place.folder, place.node_id, say)
         cards = cards_offered([offered_card(card) for card in inventory.cards], options.terms)
         if isolation is Isolation.PROCESS and options.terms.accept is Accept.ANYONE:
             say(TAKES_ANYONE)

@@ -15,14 +15,14 @@ import structlog
 from events import wire
 from events.codec import Malformed
 from events.connection import Connection, ServiceKey
-from events.errors import BazaarError, LogCorrupt, LogUnavailable, Refused
+from events.errors import BazaarError, LogCorrupt, LogUnavailable, MarketUnreachable, Refused
 from events.files import MANIFEST_BYTES_MAX, HostileManifest, decode_manifest
 from events.nats_client import Message
 from events.nats_log import NatsLog
 from events.reasons import Refusal
 from events.streams import ensure_streams
 from events.values import BlobRef
-from events.wire import Failure, FilesAnswer, FilesRequest, OutputAnswer, OutputFrame
+from events.wire import Failure, FilesAnswer, FilesRequest, OldJob, OutputAnswer, OutputFrame
 from projections.jobs import HELD, TERMINAL, Job
 from projections.market import Market
 from services.blobs import BlobStore
@@ -32,6 +32,7 @@ from services.output_store import OutputStore
 
 log = structlog.get_logger("files")
 
+OLD_JOB_S = 1.0
 LAG_S = 3.0
 """How long a question waits for the fold to see the match that it is about."""
 CONCURRENCY = 128
@@ -128,16 +129,32 @@ class Gateway:
             return True
         if job_id is None:
             return False
-        job = await self._when(wallet, job_id, lambda job: bool(_roots(job, wallet)))
-        if job is None:
-            return False
-        for root, author in _roots(job, wallet):
+        for root, author in await self._roots(wallet, job_id):
             # Who names a hash has not brought it yet: only what its author may read himself is passed on.
             if not self._blobs.has(author, root.sha256) or not self._blobs.has(author, sha256):
                 continue
             if sha256 == root.sha256 or sha256 in await self._named_by(root):
                 return True
         return False
+
+    async def _roots(self, wallet: str, job_id: str) -> list[tuple[BlobRef, str]]:
+        """The manifests of a job that a wallet may read, and who made each."""
+        old = await self._old_job(job_id)
+        if old is not None:
+            return [(BlobRef(sha256=old.results_sha256, size=0), old.node_wallet)] if old.buyer == wallet and old.results_sha256 else []
+        job = await self._when(wallet, job_id, lambda job: bool(_roots(job, wallet)))
+        return [] if job is None else _roots(job, wallet)
+
+    async def _old_job(self, job_id: str) -> OldJob | None:
+        """A job that the fold has let go of, as the read model knows it; None when it is not that old, or unknown."""
+        if job_id in self.market.jobs:
+            return None
+        try:
+            old = wire.decode(await self._connection.request("market.job", job_id.encode(), OLD_JOB_S), OldJob)
+        except (MarketUnreachable, Malformed) as error:
+            log.warning("the read model does not answer", why=str(error))
+            return None
+        return old if old.buyer else None
 
     async def _named_by(self, manifest: BlobRef) -> frozenset[str]:
         """The hashes that a manifest names."""
@@ -158,18 +175,28 @@ class Gateway:
     async def _recorded(self, wallet: str, request: FilesRequest) -> FilesAnswer:
         if request.job_id is None:
             raise Refused(Refusal.MALFORMED, "no job")
-        job = await self._when(wallet, request.job_id, lambda job: True)
-        if job is None:
-            raise Refused(Refusal.UNKNOWN_JOB)
-        run = job.run
-        if wallet != job.buyer and (run is None or run.node_wallet != wallet):
-            raise Refused(Refusal.NOT_YOURS)
-        attempt = request.attempt or (0 if run is None else run.attempt)
+        last = await self._attempt_of(wallet, request.job_id)
+        attempt = request.attempt or last
         if attempt == 0:
             return FilesAnswer(cursor=request.cursor)
         chunks, cursor = await self._output.read(request.job_id, attempt, request.cursor)
         stdout_bytes, stderr_bytes = await self._output.totals(request.job_id, attempt)
         return FilesAnswer(chunks=chunks, cursor=cursor, stdout_bytes=stdout_bytes, stderr_bytes=stderr_bytes, attempt=attempt)
+
+    async def _attempt_of(self, wallet: str, job_id: str) -> int:
+        """The last attempt of a job whose output this wallet may read; 0 when there was none. Raises Refused."""
+        old = await self._old_job(job_id)
+        if old is not None:
+            parties, attempt = (old.buyer, old.node_wallet), old.attempt
+        else:
+            job = await self._when(wallet, job_id, lambda job: True)
+            if job is None:
+                raise Refused(Refusal.UNKNOWN_JOB)
+            run = job.run
+            parties, attempt = (job.buyer, "" if run is None else run.node_wallet), 0 if run is None else run.attempt
+        if wallet not in parties:
+            raise Refused(Refusal.NOT_YOURS)
+        return attempt
 
     # --- output ---
 

@@ -41,6 +41,14 @@ class ReadRequest(msgspec.Struct, frozen=True, kw_only=True):
     ] = {}
 
 
+class _OldBody(msgspec.Struct):
+    """What the gateway needs of an old job's JSON."""
+
+    node: str | None = None
+    attempt: int | None = None
+    results_sha256: str | None = None
+
+
 class Rpc:
     """Answers wallets."""
 
@@ -52,6 +60,7 @@ class Rpc:
         """Listen."""
         await self._connection.subscribe("rpc.quote.*", self._on_quote, concurrency=CONCURRENCY)
         await self._connection.subscribe("rpc.read.*", self._on_read, concurrency=CONCURRENCY)
+        await self._connection.subscribe("market.job", self._on_job, concurrency=CONCURRENCY)
 
     async def _on_quote(self, message: Message) -> None:
         if message.reply:
@@ -84,6 +93,24 @@ class Rpc:
             return ProblemFound(Refusal.MALFORMED).body()
         except ProblemFound as problem:
             return ProblemFound(problem.code).body()
+
+    async def _on_job(self, message: Message) -> None:
+        """The gateway asks for a job that is no longer in its memory. Only services of the market can name this subject."""
+        await self._reply(message, wire.encode(await self._old_job(message.data.decode(errors="replace"))))
+
+    async def _old_job(self, job_id: str) -> wire.OldJob:
+        source = self._desk.source
+        found = None if source is None else source.mirror.finished(job_id) or await source.read_model.job(job_id)
+        if source is None or found is None:
+            return wire.OldJob()
+        told = msgspec.json.decode(found.body, type=_OldBody)
+        node = source.mirror.market.nodes.get(told.node or "")
+        return wire.OldJob(
+            buyer=found.buyer,
+            node_wallet="" if node is None else node.wallet,
+            attempt=told.attempt or 0,
+            results_sha256=told.results_sha256 or "",
+        )
 
     async def _reply(self, message: Message, data: bytes) -> None:
         try:
