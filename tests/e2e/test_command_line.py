@@ -58,10 +58,13 @@ def job_id(market: MarketEnv) -> str:
 def test_every_command_answers_in_json(market: MarketEnv, job_id: str, command: str) -> None:
     told = market.bazaar(*command.replace("JOB", job_id).split(), "--json")
     values = [json.loads(line) for line in told.stdout.splitlines()]
-    if command.startswith("logs"):
-        assert [{"type": "output", "stream": "stdout", "text": "hello\n"}] == values
-    else:
-        assert 1 == len(values)
+    assert 1 == len(values)
+
+
+def test_logs_are_one_object_and_lines_when_followed(market: MarketEnv, job_id: str) -> None:
+    assert {"id": job_id, "attempt": 1, "stdout": "hello\n", "stderr": ""} == market.bazaar("logs", job_id, "--json").json
+    lines = [json.loads(line) for line in market.bazaar("logs", "-f", job_id, "--json").stdout.splitlines()]
+    assert {"type": "output", "stream": "stdout", "text": "hello\n"} in lines
 
 
 def test_a_followed_run_answers_in_json_lines(market: MarketEnv) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from e2e.market_env import MarketEnv, own_market
 
 __all__ = ["own_market"]  # the fixture
@@ -64,3 +66,19 @@ def test_a_buyer_finds_a_node_runs_a_script_and_a_cheaper_seller_wins_the_next_j
         "the second node is off the market",
     )
     assert market.command("bazaar-market", "verify-log", "--json").json["agrees"]
+
+
+def test_a_machine_without_a_card_offers_its_cores_and_says_so(tmp_path: Path) -> None:
+    """Whatever this machine has: jobs that ask for no GPU run there."""
+    env = MarketEnv(tmp_path)
+    try:
+        env.start("--seller", "--price", "0.10")
+        env.bazaar("wallet", "new")
+        [node] = env.get("/v1/nodes")["items"]
+        assert (100_000, False) == (node["price_uusd_per_gpu_hour"], node["simulated"])
+        if not node["num_gpus"]:
+            assert "No GPU was found here" in (env.home / "log" / "seller.err").read_text()
+        assert "42\n" == env.bazaar("run", "--gpus", "0", "-c", "print(6 * 7)").stdout
+        assert [] == env.bazaar("show", "last", "--json").json["gpus"]
+    finally:
+        env.close()
