@@ -88,7 +88,9 @@ REASONS: dict[Reason, ReasonRow] = {
     Reason.INPUT_MISSING: ReasonRow("failed", False, _N, "an input file is no longer stored; submit again"),
     Reason.INPUT_CORRUPT: ReasonRow("failed", False, _N, "an input file does not have the hash that was submitted"),
     Reason.SECRET_MISSING: ReasonRow("failed", False, _N, "a secret of the job could not be opened on the node"),
-    Reason.IMAGE_PULL_TIMEOUT: ReasonRow("failed", True, _S, "pulling the image took longer than 20 minutes"),
+    Reason.IMAGE_PULL_TIMEOUT: ReasonRow(
+        "failed", True, _S, "the image could not be pulled: its registry did not answer, or it took longer than 20 minutes"
+    ),
     Reason.INPUT_TIMEOUT: ReasonRow("failed", True, _S, "fetching the inputs took longer than 20 minutes"),
     Reason.CONTAINER_ERROR: ReasonRow("failed", True, _S, "the node could not create or start the job"),
     Reason.DISK_FULL: ReasonRow("failed", True, _S, "the node's disk is full"),

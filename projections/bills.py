@@ -17,12 +17,12 @@ def longest_ms(started_ms: int, cancel_ms: int, now_ms: int) -> int:
     return max(0, end_ms - started_ms) + REPORT_SLACK_MS
 
 
-def billed_ms(payer: Payer, kind: JobKind, ran_ms: int, usage_ms: int) -> int:
-    """The milliseconds that the buyer pays. The seller's loss: nothing for a batch job, a session to its last usage record."""
+def billed_ms(payer: Payer, kind: JobKind, ran_ms: int, usage_ms: int, timeout_s: int) -> int:
+    """The milliseconds that the buyer pays, never more than the time that was asked for: the grace after a deadline is free. The seller's loss: nothing for a batch job, a session to its last usage record."""
     if payer is Payer.BUYER:
-        return ran_ms
+        return min(ran_ms, timeout_s * 1000)
     if payer is Payer.SELLER and kind is not JobKind.BATCH:
-        return usage_ms
+        return min(usage_ms, timeout_s * 1000)
     return 0
 
 

@@ -394,6 +394,6 @@ def _ledger_ms(job: Job, now_ms: int) -> int:
 def _charge(job: Job, run: Run) -> None:
     """Add what this attempt costs its buyer."""
     payer = Payer.BUYER if job.state is STOPPING or run.reason is None else REASONS[run.reason].payer
-    billed_ms = bills.billed_ms(payer, job.submitted.kind, run.ran_ms, run.usage_ms)
+    billed_ms = bills.billed_ms(payer, job.submitted.kind, run.ran_ms, run.usage_ms, job.timeout_s)
     cost = charge_uusd(billed_ms, job.submitted.requirements.num_gpus, run.price_uusd_per_gpu_hour)
     job.charged_uusd = bills.capped(job.charged_uusd + cost, job.submitted.max_total_uusd)

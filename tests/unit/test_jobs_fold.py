@@ -80,6 +80,15 @@ def test_nobody_pays_for_longer_than_the_ledger_saw() -> None:
     assert 3_000 == history.market.jobs[JOB].charged_uusd, "one second, and two of slack for the reports"
 
 
+def test_nobody_pays_for_the_grace_after_a_deadline() -> None:
+    history = History()
+    history.happen(node_offered(price=3_600_000), job_submitted(timeout_s=1), make(JobMatched, price_uusd_per_gpu_hour=3_600_000))
+    history.happen(of_run(history, JobClaimed))
+    history.happen(of_run(history, JobStarted), Later(1_400))
+    history.happen(of_run(history, JobTimedOut, ran_ms=1_400))
+    assert 1_000 == history.market.jobs[JOB].charged_uusd
+
+
 def test_a_bill_never_passes_the_buyers_total() -> None:
     history = History()
     history.happen(node_offered(price=3_600_000), job_submitted(max_total_uusd=500))
