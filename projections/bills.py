@@ -18,7 +18,8 @@ def longest_ms(started_ms: int, cancel_ms: int, now_ms: int) -> int:
 
 
 def billed_ms(payer: Payer, kind: JobKind, ran_ms: int, usage_ms: int, timeout_s: int) -> int:
-    """The milliseconds that the buyer pays, never more than the time that was asked for: the grace after a deadline is free. The seller's loss: nothing for a batch job, a session to its last usage record."""
+    """The milliseconds that the buyer pays, never more than the time that was asked for: the grace after a deadline is free.
+    What is the seller's loss costs nothing for a batch job, and a session to its last usage record."""
     if payer is Payer.BUYER:
         return min(ran_ms, timeout_s * 1000)
     if payer is Payer.SELLER and kind is not JobKind.BATCH:
