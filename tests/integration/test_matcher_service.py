@@ -27,7 +27,7 @@ from events.market import MatcherStarted, Policy
 from events.market_client import MarketClient
 from events.nats_client import Message
 from events.nats_log import NatsLog
-from events.streams import OUTPUT
+from events.streams import FILES, OUTPUT
 from events.subjects import LIVE_MARKET
 from events.ticket import Ticket
 from events.wire import Outcome
@@ -61,8 +61,8 @@ service.TICK_S, service.STANDBY_AFTER_S = 0.3, 2.0
 """
 
 RESERVES_NOTHING = """
-from events.streams import OUTPUT
-OUTPUT["max_bytes"] = -1
+from events.streams import FILES, OUTPUT
+OUTPUT["max_bytes"] = FILES["max_bytes"] = -1
 """
 
 CLOCK = """
@@ -504,7 +504,8 @@ async def small_quota(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncI
     small = tmp_path / "small.conf"
     small.write_text(re.sub(r"max_file_store: \S+", "max_file_store: 60KB", shipped))
     monkeypatch.setattr(broker, "configuration", lambda: small)
-    monkeypatch.setitem(OUTPUT, "max_bytes", -1)
+    for stream in (OUTPUT, FILES):
+        monkeypatch.setitem(stream, "max_bytes", -1)
     async for stage in staged(tmp_path):
         yield stage
 
