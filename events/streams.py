@@ -1,6 +1,6 @@
 """The streams of a market and the few questions we ask JetStream, as plain requests: what they hold is everybody else's matter.
 
-Raw JSON instead of a library's classes, because those lack fields that we need (`persist_mode`), and because one request is
+Raw JSON instead of a library's classes, because those lag behind the server's fields, and because one request is
 one line. Everything that goes wrong is a LogUnavailable; a refused write says why in its `code`.
 """
 
@@ -63,7 +63,6 @@ OUTPUT: dict[str, Any] = {
     "name": OUTPUT_STREAM,
     "subjects": [OUTPUT_ALL],
     "storage": "file",
-    "persist_mode": "async",
     "allow_direct": True,
     "max_bytes": 16_384 * MIB,
     "max_age": 31 * DAY_NS,
@@ -74,7 +73,6 @@ FILES: dict[str, Any] = {
     "name": FILES_STREAM,
     "subjects": [FILES_ALL],
     "storage": "file",
-    "persist_mode": "async",
     "allow_direct": True,
     "max_bytes": 40_960 * MIB,  # with OUTPUT less than the store may hold: the ledger must never be the one that finds it full
     "duplicate_window": NS // 10,
@@ -178,7 +176,7 @@ async def ensure_streams(connection: Connection, *, replicas: int = 1) -> None:
     """All four streams exist as they are described here. The memory stream INTAKE is gone after every restart of the broker, so
     this belongs into an `on_up` hook. Raises LogUnavailable."""
     for settings in (LEDGER, INTAKE, OUTPUT, FILES):
-        await ensure_stream(connection, {**settings, "num_replicas": 1 if "persist_mode" in settings else replicas})
+        await ensure_stream(connection, {**settings, "num_replicas": replicas})
 
 
 async def ensure_stream(connection: Connection, settings: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import click
 
-EXIT_FAILURE, EXIT_IDENTITY, EXIT_UNREACHABLE = 1, 4, 6
+EXIT_FAILURE, EXIT_USAGE, EXIT_IDENTITY, EXIT_UNREACHABLE = 1, 2, 4, 6
 EXIT_INTERRUPTED = 130
 
 as_json = click.option("--json", "json_out", is_flag=True, help="JSON on stdout.")
@@ -51,6 +51,7 @@ def _explain(error: Exception) -> int:
     """Say what went wrong, why, and what to try; a fault of ours is shown whole."""
     from events.errors import BazaarError, IdentityError, MarketUnreachable, Refused
     from events.reasons import REFUSALS
+    from seller_agent.offers import OfferError
 
     if not isinstance(error, BazaarError):
         raise error
@@ -63,6 +64,8 @@ def _explain(error: Exception) -> int:
         return EXIT_UNREACHABLE
     if isinstance(error, IdentityError):
         return EXIT_IDENTITY
+    if isinstance(error, OfferError):
+        return EXIT_USAGE
     return REFUSALS[error.refusal].exit_code if isinstance(error, Refused) else EXIT_FAILURE
 
 

@@ -34,6 +34,7 @@ from events.wallet import Keystore, Passphrases
 from services import genesis
 from services.broker import Broker, Place, PortTaken, start_async, take_over_async
 from services.children import Child, end_left_over, write_running
+from services.disk import Disk
 from services.market_keys import MarketKeys
 from services.processes import MarketFolder
 
@@ -219,15 +220,23 @@ class Embedded:
         """Start again what dies, until asked to stop."""
         assert self._broker is not None and self._keys is not None
         place = Place(self._folder.path, host=self._options.bind, port=int(self._broker.url.rpartition(":")[2]))
+        disk, noted = Disk(place.store), ""
         while not self._stopped.is_set():
+            news = disk.look()
+            if news is not None:
+                self._say(news)
+                if not disk.is_full:  # JetStream keeps a stream that met a full disk stopped until it is started anew
+                    await self._broker.stop_async()
             if not self._broker.is_running:
-                self._say("the broker died; starting it again")
+                self._say("starting the broker again")
                 with suppress(BazaarError):
                     self._broker = await start_async(place, self._keys)
             for child in [*self._children, *self._sellers]:
                 if child.look_after():
                     self._say(f"the {child.name} died" + ("" if child.given_up else "; starting it again"))
-            write_running(self._folder.running, [*self._children, *self._sellers])
+            running = [*self._children, *self._sellers]
+            if noted != (noted := ",".join(str(child.pid) for child in running)):
+                write_running(self._folder.running, running)
             with suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_S):
                     await self._stopped.wait()

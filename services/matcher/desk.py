@@ -81,6 +81,8 @@ class Desk:
         return taken
 
     def _on_intake(self, position: int, subject: str, data: bytes) -> None:
+        if not self.is_open:
+            return  # another matcher leads: it gets the same message, and whoever sent it sends again
         self._arrivals.append((Arrival(subject.partition(".")[2], data), position))
         self._woken.set()
 

@@ -136,6 +136,7 @@ class Matcher:
                 await asyncio.sleep(0.2)
             finally:
                 self._desk.is_open = False
+                self._desk.clear()
                 self.ready.clear()
         self._save_snapshot()
 
@@ -180,8 +181,8 @@ class Matcher:
             raise ClockBehind(why=f"It is {behind_ms} ms behind the last page.", hint="Set the clock, then start again.")
         await self._begin()
         self._desk.clear()
-        await self._desk.intake.start()
         self._desk.is_open = True
+        await self._desk.intake.start()
         self.ready.set()
         log.info("leading", seq=self.market.last_seq)
         await self._turns()
