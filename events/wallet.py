@@ -83,12 +83,13 @@ class Passphrases:
         return passphrase
 
     def open(self, name: str, beside: Path) -> str:
-        """The one of an existing keystore. Raises IdentityError when there is nobody to ask."""
+        """The one of an existing keystore: that beside it, which is only there when it fits, before the one for scripts. Raises
+        IdentityError when there is nobody to ask."""
+        if beside.exists():
+            return read_passphrase(beside)
         passphrase = self.given()
         if passphrase is not None:
             return passphrase
-        if beside.exists():
-            return read_passphrase(beside)
         if self._ask is None:
             raise IdentityError(
                 f"The passphrase of wallet {name} is needed.",

@@ -27,6 +27,7 @@ EXIT_FAILURE, EXIT_USAGE, EXIT_IDENTITY, EXIT_UNREACHABLE = 1, 2, 4, 6
 as_json = click.option("--json", "json_out", is_flag=True, help="One JSON object on stdout.")
 broker_option = click.option("--broker", metavar="URL", help="The broker; by default the market running here.")
 log_level = click.option("--log-level", default="info", show_default=True, type=click.Choice(["debug", "info", "warning", "error"]))
+log_json = click.option("--log-json", is_flag=True, help="Log lines on stderr as JSON; in the files they are so anyway.")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -100,6 +101,7 @@ def _first_policy(name: str | None) -> Policy:
 @click.option("--runner", type=click.Choice(["docker", "process"]), help="How the seller runs jobs; by default what this machine has.")
 @as_json
 @log_level
+@log_json
 def up(
     port: int | None,
     api_port: int | None,
@@ -110,6 +112,7 @@ def up(
     runner: str | None,
     json_out: bool,
     log_level: str,
+    log_json: bool,
 ) -> None:
     """Start a whole market on this machine, and keep it running until Ctrl-C."""
     from services.embedded import Embedded, Running, SellerOptions, UpOptions
@@ -131,6 +134,7 @@ def up(
         policy=_first_policy(policy),
         sellers=tuple(sellers),
         log_level=log_level,
+        log_json=log_json,
     )
 
     def ready(running: Running) -> None:
@@ -257,11 +261,11 @@ def verify_log(broker: str | None, json_out: bool) -> None:
         raise click.exceptions.Exit(EXIT_FAILURE)
 
 
-def _service(name: str, level: str, run: Callable[[], Coroutine[Any, Any, None]], *, fast_loop: bool = False) -> None:
+def _service(name: str, logging: tuple[str, bool], run: Callable[[], Coroutine[Any, Any, None]], *, fast_loop: bool = False) -> None:
     """One service as this process. Ends with its failure said, not with a traceback, when the environment is at fault."""
     from services.processes import calm_collector
 
-    configure(settings().home, name, level=level)
+    configure(settings().home, name, level=logging[0], as_json=logging[1])
     calm_collector()
     if fast_loop:
         import uvloop
@@ -275,34 +279,37 @@ def _service(name: str, level: str, run: Callable[[], Coroutine[Any, Any, None]]
 @broker_option
 @click.option("--standby", is_flag=True, help="Take over only when the leading matcher falls silent.")
 @log_level
-def matcher(broker: str | None, standby: bool, log_level: str) -> None:
+@log_json
+def matcher(broker: str | None, standby: bool, log_level: str, log_json: bool) -> None:
     """The matcher alone: the one writer of the ledger."""
     from services.processes import run_matcher
 
     folder, url = MarketFolder(settings().home), broker or settings().market
-    _service("matcher", log_level, lambda: run_matcher(folder, url, standby=standby), fast_loop=True)
+    _service("matcher", (log_level, log_json), lambda: run_matcher(folder, url, standby=standby), fast_loop=True)
 
 
 @cli.command()
 @broker_option
 @log_level
-def callout(broker: str | None, log_level: str) -> None:
+@log_json
+def callout(broker: str | None, log_level: str, log_json: bool) -> None:
     """The callout alone: decides who may connect."""
     from services.processes import run_callout
 
     folder, url = MarketFolder(settings().home), broker or settings().market
-    _service("callout", log_level, lambda: run_callout(folder, url))
+    _service("callout", (log_level, log_json), lambda: run_callout(folder, url))
 
 
 @cli.command()
 @broker_option
 @log_level
-def files(broker: str | None, log_level: str) -> None:
+@log_json
+def files(broker: str | None, log_level: str, log_json: bool) -> None:
     """The gateway alone: files in and out, and the output of jobs."""
     from services.processes import run_gateway
 
     folder, url = MarketFolder(settings().home), broker or settings().market
-    _service("files", log_level, lambda: run_gateway(folder, url), fast_loop=True)
+    _service("files", (log_level, log_json), lambda: run_gateway(folder, url), fast_loop=True)
 
 
 @cli.command()
@@ -310,10 +317,11 @@ def files(broker: str | None, log_level: str) -> None:
 @click.option("--port", type=click.IntRange(0, 65535), default=DEFAULT_API_PORT, show_default=True)
 @click.option("--fd", type=int, hidden=True, help="A socket that is listened on already.")
 @log_level
-def api(broker: str | None, port: int, fd: int | None, log_level: str) -> None:
+@log_json
+def api(broker: str | None, port: int, fd: int | None, log_level: str, log_json: bool) -> None:
     """The query API alone, on loopback."""
     from services.processes import run_api
 
     folder, url = MarketFolder(settings().home), broker or settings().market
     listening = socket.create_server(("127.0.0.1", port)) if fd is None else socket.socket(fileno=fd)
-    _service("api", log_level, lambda: run_api(folder, url, listening))
+    _service("api", (log_level, log_json), lambda: run_api(folder, url, listening))

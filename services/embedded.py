@@ -77,6 +77,7 @@ class UpOptions:
     market_name: str = "embedded"
     sellers: tuple[SellerOptions, ...] = ()
     log_level: str = "info"
+    log_json: bool = False
 
 
 @dataclass
@@ -151,11 +152,15 @@ class Embedded:
         return Running(market=broker.url, api=api, market_id=market_id, home=options.home)
 
     def _service(self, name: str, broker: str, *more: str, pass_fds: tuple[int, ...] = ()) -> Child:
-        command = [sys.executable, "-m", "services", name, "--broker", broker, "--log-level", self._options.log_level, *more]
+        command = [sys.executable, "-m", "services", name, "--broker", broker, *self._logging(), *more]
         return self._child(name, command, pass_fds=pass_fds)
+
+    def _logging(self) -> list[str]:
+        return ["--log-level", self._options.log_level, *(["--log-json"] if self._options.log_json else [])]
 
     def _seller(self, seller: SellerOptions, broker: str) -> Child:
         command = [sys.executable, "-m", "seller_agent", "run", "--price", seller.price, "--wallet", SELLER_WALLET, "--market", broker]
+        command += self._logging()
         if seller.name is not None:
             command += ["--name", seller.name]
         if seller.simulate is not None:
