@@ -26,6 +26,7 @@ WALLET_PAYLOAD_MAX = 147_456
 """As `nats.conf` has it for the account USERS; beyond it the broker closes the connection, so it is checked here."""
 SERVICE_PAYLOAD_MAX = 4 << 20
 REFUSED_WAIT_S_MAX = 30.0
+CANCEL_AGAIN_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -149,10 +150,9 @@ class Connection:
     async def close(self) -> None:
         """End it, sending what is still pending. Requests in flight raise MarketUnreachable."""
         self._closed = True
-        if self._keeper is not None:
-            self._keeper.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._keeper
+        while self._keeper is not None and not self._keeper.done():
+            self._keeper.cancel()  # again, if need be: what it waits for may swallow one (wait_for of 3.11 does)
+            await asyncio.wait({self._keeper}, timeout=CANCEL_AGAIN_S)
         for subscription in self._subscriptions:
             subscription.stop()
         client, self._client = self._client, None
@@ -286,7 +286,7 @@ class Connection:
     async def _keep(self) -> None:
         """Make the next client whenever one has ended."""
         refusals = 0
-        while True:
+        while not self._closed:
             await self._lost.wait()
             await asyncio.sleep(min(REFUSED_WAIT_S_MAX, self._pause_s() * 2**refusals))
             try:
