@@ -22,7 +22,7 @@ from events.nodes import NodeOffered
 from events.page import Record
 from events.reasons import Refusal
 from events.values import Card, Program, Requirements
-from projections import jobs, nodes
+from projections import job_states, jobs, nodes
 from projections.arbiter import apply
 from projections.market import Market
 from services.matcher.engine import Engine, Match
@@ -187,7 +187,7 @@ def report(num_nodes: int, num_jobs: int, rounds: int = 4000) -> None:
 
     print(f"  free one     {measured(world, engine, rounds, free_one)}")
     for job in list(world.market.jobs):
-        if world.market.jobs[job].state is jobs.QUEUED:
+        if world.market.jobs[job].state is job_states.QUEUED:
             del world.market.jobs[job]
     for _ in range(len(world.held) * 2 // 3):
         world.end_one()

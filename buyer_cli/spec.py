@@ -240,7 +240,7 @@ def submission(
     event = JobSubmitted(
         job_id=job_id,
         name=wish.name,
-        requirements=msgspec.structs.replace(wish.requirements, target_node=node_id),
+        requirements=msgspec.structs.replace(wish.requirements, target_node=node_id, image=wish.image),
         program=Program(argv=tuple(argv), env=wish.env, image=wish.image, inputs=inputs, inputs_bytes=inputs_bytes),
         timeout_s=wish.timeout_s,
         queue_timeout_s=wish.queue_timeout_s,

@@ -10,7 +10,7 @@ from pathlib import Path
 from buyer_cli import spec_keys
 from events import codec, reasons, subjects
 from events.fact import Event
-from projections import jobs
+from projections import job_states
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
@@ -117,17 +117,17 @@ def events_page() -> str:
     return page(*parts)
 
 
-TARGETS: dict[jobs.Target, tuple[jobs.JobState, ...]] = {
-    jobs.After.START: (jobs.RUNNING, jobs.STARTING),
-    jobs.After.FAILURE: (jobs.QUEUED, jobs.FAILED),
+TARGETS: dict[job_states.Target, tuple[job_states.JobState, ...]] = {
+    job_states.After.START: (job_states.RUNNING, job_states.STARTING),
+    job_states.After.FAILURE: (job_states.QUEUED, job_states.FAILED),
 }
 
 
 def arrows() -> Iterator[tuple[str, str, str]]:
     """(from, to, event) of every transition that changes the state."""
-    for state, row in jobs.TRANSITIONS.items():
+    for state, row in job_states.TRANSITIONS.items():
         for event, target in row.items():
-            for after in (target,) if isinstance(target, jobs.JobState) else TARGETS[target]:
+            for after in (target,) if isinstance(target, job_states.JobState) else TARGETS[target]:
                 if after != state:
                     yield state.value, after.value, event.__name__
 
@@ -138,10 +138,10 @@ def states_page() -> str:
         grouped.setdefault((before, after), []).append(event)
     lines = ["    [*] --> queued: JobSubmitted"]
     lines += [f"    {before} --> {after}: {', '.join(names)}" for (before, after), names in grouped.items()]
-    lines += [f"    {state.value} --> [*]" for state in jobs.JobState if state in jobs.TERMINAL]
-    live = [state for state in jobs.JobState if state not in jobs.TERMINAL]
-    kinds = list(dict.fromkeys(event for row in jobs.TRANSITIONS.values() for event in row))
-    cells = [(f"`{kind.__name__}`", *(jobs.TRANSITIONS[state].get(kind, "").replace("_", " ") for state in live)) for kind in kinds]
+    lines += [f"    {state.value} --> [*]" for state in job_states.JobState if state in job_states.TERMINAL]
+    live = [state for state in job_states.JobState if state not in job_states.TERMINAL]
+    kinds = list(dict.fromkeys(event for row in job_states.TRANSITIONS.values() for event in row))
+    cells = [(f"`{kind.__name__}`", *(job_states.TRANSITIONS[state].get(kind, "").replace("_", " ") for state in live)) for kind in kinds]
     return page(
         "# States of a job",
         "```mermaid\nstateDiagram-v2\n" + "\n".join(lines) + "\n```",

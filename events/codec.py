@@ -17,6 +17,7 @@ EVENT_CLASSES: tuple[type[Event], ...] = (
     nodes.NodeOffered,
     nodes.NodeRepriced,
     nodes.NodeDrained,
+    nodes.NodeMaintenancePlanned,
     nodes.NodeResumed,
     nodes.NodeWithdrawn,
     nodes.NodeLost,

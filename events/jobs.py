@@ -28,6 +28,7 @@ from events.values import (
     Priority,
     Program,
     Requirements,
+    RunUsage,
     Seconds,
     Seq,
     Sha256,
@@ -116,6 +117,9 @@ class UsageRecorded(AttemptEvent, frozen=True, kw_only=True, tag="UsageRecorded"
     """Run time so far, measured by the node; what a lost session is billed by."""
 
     ran_ms: DurationMs
+    results: BlobRef | None = None
+    """The manifest of the work as last saved: what is left if the node is lost."""
+    results_bytes: Bytes = 0
 
 
 class AttemptEnded(AttemptEvent, frozen=True, kw_only=True, tag=False):
@@ -132,6 +136,7 @@ class AttemptEnded(AttemptEvent, frozen=True, kw_only=True, tag=False):
     """The manifest of the result files."""
     results_bytes: Bytes = 0
     detail: Annotated[str, Meta(max_length=300)] = ""
+    usage: RunUsage | None = None
 
 
 class JobSucceeded(AttemptEnded, frozen=True, kw_only=True, tag="JobSucceeded"):

@@ -11,6 +11,7 @@ from events.values import (
     Accept,
     Card,
     ImageName,
+    ImagePattern,
     Isolation,
     Labels,
     Mib,
@@ -45,6 +46,12 @@ class NodeOffered(Event, frozen=True, kw_only=True):
     org_id: OrgId | None = None
     default_image: ImageName | None = None
     agent_version: Version = ""
+    sessions: bool = False
+    """Serves notebooks and containers that people connect to."""
+    images_allow: Annotated[tuple[ImagePattern, ...], Meta(max_length=16)] = ()
+    """Which images may run here; empty: any."""
+    images_warm: Annotated[tuple[ImageName, ...], Meta(max_length=32)] = ()
+    """Images that are here already, the last used first."""
 
 
 class NodeRepriced(Event, frozen=True, kw_only=True):
@@ -60,6 +67,16 @@ class NodeDrained(Event, frozen=True, kw_only=True):
     node_id: NodeId
     reason: Annotated[str, Meta(pattern=r"\A[A-Za-z0-9 ._@+,:-]{0,100}\Z", max_length=100)] = ""
     deadline_ms: TimeMs | None = None
+
+
+class NodeMaintenancePlanned(Event, frozen=True, kw_only=True):
+    """The machine will be away for a while. No job is matched that could still run when it begins; what runs then is evicted.
+    `until_ms` equal to `from_ms` takes the plan back."""
+
+    node_id: NodeId
+    from_ms: TimeMs
+    until_ms: TimeMs
+    reason: Annotated[str, Meta(pattern=r"\A[A-Za-z0-9 ._@+,:-]{0,100}\Z", max_length=100)] = ""
 
 
 class NodeResumed(Event, frozen=True, kw_only=True):

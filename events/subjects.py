@@ -27,6 +27,7 @@ PUBLISHERS: dict[type[Event], tuple[str, ...]] = {
     nodes.NodeOffered: (SELLER,),
     nodes.NodeRepriced: (SELLER,),
     nodes.NodeDrained: (SELLER, OPERATOR),
+    nodes.NodeMaintenancePlanned: (SELLER, OPERATOR),
     nodes.NodeResumed: (SELLER, OPERATOR),
     nodes.NodeWithdrawn: (SELLER,),
     nodes.NodeLost: (MATCHER,),

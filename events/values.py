@@ -39,6 +39,11 @@ ImageName = Annotated[str, Meta(pattern=r"\A[a-z0-9][a-zA-Z0-9._:/@-]{0,254}\Z",
 Argument = Annotated[str, Meta(max_length=8192)]
 EnvName = Annotated[str, Meta(pattern=r"\A[A-Za-z_][A-Za-z0-9_]{0,63}\Z", max_length=64)]
 EnvValue = Annotated[str, Meta(max_length=4096)]
+SecretName = Annotated[str, Meta(pattern=r"\A[A-Za-z_][A-Za-z0-9_.-]{0,63}\Z", max_length=64)]
+"""Also the name of the file in which the job finds the secret."""
+ImagePattern = Annotated[str, Meta(pattern=r"\A[a-zA-Z0-9*?][a-zA-Z0-9._:/@*?-]{0,254}\Z", max_length=255)]
+"""An image name with `*` and `?`, as a shell would match it."""
+PciAddress = Annotated[str, Meta(pattern=r"\A([0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7])?\Z", max_length=16)]
 
 Uusd = Annotated[int, Meta(ge=0, le=10**15)]
 """Micro-USD, the market's only unit of money: 1 is the smallest unit of USDC."""
@@ -146,6 +151,12 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     cuda: CudaVersion = 0
     simulated: bool = False
     healthy: bool = True
+    pci: PciAddress = ""
+    """Where it sits; two cards of one model differ in this."""
+    compute_capability: Version = ""
+    """Such as `8.9`."""
+    mig: bool = False
+    """A slice of a card, not a whole one."""
 
 
 class Requirements(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -170,6 +181,23 @@ class Requirements(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     target_cards: Annotated[tuple[CardIndex, ...], Meta(max_length=8)] = ()
     """Exact cards of the target node, by index."""
     node_labels: Labels = {}
+    sessions: bool = False
+    """The node must serve people who connect: set for every notebook and container."""
+    image: ImageName | None = None
+    """The image that the node must let run: that of the program, when it names one."""
+
+
+class RunUsage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a run used of what it was given, as its node measured it. Lists are in the order of the match's cards; -1: could not be read."""
+
+    samples: Count = 0
+    """How often it was looked at; with 0 nothing else means anything."""
+    cpu_ms: DurationMs = 0
+    """Processor time of all its processes."""
+    peak_memory_mib: Mib = 0
+    mean_gpu_percent: Annotated[tuple[Annotated[int, Meta(ge=-1, le=100)], ...], Meta(max_length=8)] = ()
+    max_gpu_percent: Annotated[tuple[Annotated[int, Meta(ge=-1, le=100)], ...], Meta(max_length=8)] = ()
+    peak_gpu_memory_mib: Annotated[tuple[Annotated[int, Meta(ge=-1, le=1 << 30)], ...], Meta(max_length=8)] = ()
 
 
 class Program(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -182,6 +210,10 @@ class Program(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The manifest of the input files (`events/files.py`); `None`: there are none."""
     inputs_bytes: Bytes = 0
     """All input files together."""
+    secret_names: Annotated[tuple[SecretName, ...], Meta(max_length=16)] = ()
+    """What the job finds under /run/secrets."""
+    secrets: BlobRef | None = None
+    """Their values, sealed to the market's key (`events/sealing.py`); kept in the file store, never here."""
 
 
 def charge_uusd(ran_ms: int, num_gpus: int, price_uusd_per_gpu_hour: int) -> int:

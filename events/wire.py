@@ -133,6 +133,10 @@ class SyncJob(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     buyer: str = ""
     closing: bool = False
     """The buyer asked for the session to be closed."""
+    cancelled_by: str = ""
+    """Who asked for the end, while it is stopping."""
+    ready: bool = False
+    """A session that may be connected to."""
     order: JobSubmitted | None = None
     """For the node only: what to run."""
     detail: str = ""
@@ -184,6 +188,9 @@ class BeatLease(msgspec.Struct, frozen=True, array_like=True):
     ran_ms: int = 0
     gpu_percent: int = -1
     memory_mib: int = 0
+    gpu_memory_mib: int = -1
+    warning: Annotated[str, Meta(max_length=120)] = ""
+    """What will end the run soon, and when, in words for its buyer; empty: nothing."""
 
 
 class BeatCard(msgspec.Struct, frozen=True, array_like=True):
@@ -195,6 +202,12 @@ class BeatCard(msgspec.Struct, frozen=True, array_like=True):
     memory_used_mib: Mib = 0
     temperature_c: int = -1
     power_w: int = -1
+    ecc_errors: int = -1
+    """Uncorrected ones since the driver was loaded."""
+    processes: int = -1
+    """Programs that use the card."""
+    unhealthy: Annotated[str, Meta(max_length=120)] = ""
+    """Why it is not healthy, in words."""
 
 
 class Beat(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -300,9 +313,12 @@ class OldJob(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class FilesRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """`rpc.files`. `op`: `have` (hashes -> which are missing), `put` (one chunk), `get` (one chunk), `output` (recorded output)."""
+    """`rpc.files`. `op`: `have` (hashes -> which are missing), `put` (one chunk), `get` (one chunk), `output` (recorded output),
+    `secrets` (those of a job, sealed to `key`, for the node that has it)."""
 
-    op: Annotated[str, Meta(pattern=r"\A(have|put|get|output)\Z", max_length=8)]
+    op: Annotated[str, Meta(pattern=r"\A(have|put|get|output|secrets)\Z", max_length=8)]
+    key: Annotated[bytes, Meta(max_length=32)] = b""
+    """With `secrets`: the asker's session key (ed25519 public)."""
     hashes: Annotated[tuple[Sha256, ...], Meta(max_length=1000)] = ()
     sizes: Annotated[tuple[Bytes, ...], Meta(max_length=1000)] = ()
     sha256: Sha256 | None = None

@@ -122,6 +122,7 @@ HANDLERS: dict[type[Event], Handler] = {
         (
             node_events.NodeRepriced,
             node_events.NodeDrained,
+            node_events.NodeMaintenancePlanned,
             node_events.NodeResumed,
             node_events.NodeWithdrawn,
             node_events.NodeLost,

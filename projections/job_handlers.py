@@ -8,7 +8,8 @@ from events.reasons import Refusal
 from events.values import Role
 from projections import jobs, nodes
 from projections.handling import Handled, both, role_of, touch
-from projections.jobs import HELD, MATCHED, QUEUED, Job
+from projections.job_states import HELD, MATCHED, QUEUED
+from projections.jobs import Job
 from projections.market import Market
 from projections.nodes import Allocation, NodeState
 

@@ -1,13 +1,12 @@
-"""The life of a job, as one table and one function. Nothing outside this file changes a job.
+"""The life of a job, as one function over the table of `job_states.py`. Nothing outside this file changes a job.
 
-`TRANSITIONS` says which event means something in which state; everything not in it is void. `evolve` folds one event into one job,
-in place (ADR 0007), and never raises: what does not apply is answered with the refusal that its sender would read.
+`evolve` folds one event into one job, in place (ADR 0007), and never raises: what does not apply is answered with the refusal that its
+sender would read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import StrEnum
 from typing import Any
 
 import msgspec
@@ -37,114 +36,9 @@ from events.jobs import (
     UsageRecorded,
 )
 from events.reasons import REASONS, Payer, Reason, Refusal
-from events.values import BlobRef, JobKind, charge_uusd
+from events.values import BlobRef, JobKind, RunUsage, charge_uusd
 from projections import bills
-
-
-class JobState(StrEnum):
-    """Where a job is. A phase beside it (pulling, fetching) comes from heartbeats and is no state."""
-
-    QUEUED = "queued"
-    MATCHED = "matched"
-    CLAIMED = "claimed"
-    STARTING = "starting"
-    RUNNING = "running"
-    STOPPING = "stopping"
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-    TIMED_OUT = "timed_out"
-    CANCELLED = "cancelled"
-    EXPIRED = "expired"
-
-
-class After(StrEnum):
-    """A transition whose target hangs on the event."""
-
-    FAILURE = "after_failure"  # queued again when the reason and the retries allow it, else failed
-    START = "after_start"  # running for a batch job, starting for a session
-
-
-QUEUED, MATCHED, CLAIMED, STARTING, RUNNING, STOPPING = (
-    JobState.QUEUED,
-    JobState.MATCHED,
-    JobState.CLAIMED,
-    JobState.STARTING,
-    JobState.RUNNING,
-    JobState.STOPPING,
-)
-SUCCEEDED, FAILED, TIMED_OUT, CANCELLED, EXPIRED = (
-    JobState.SUCCEEDED,
-    JobState.FAILED,
-    JobState.TIMED_OUT,
-    JobState.CANCELLED,
-    JobState.EXPIRED,
-)
-TERMINAL = frozenset({SUCCEEDED, FAILED, TIMED_OUT, CANCELLED, EXPIRED})
-HELD = frozenset({MATCHED, CLAIMED, STARTING, RUNNING, STOPPING})
-"""A node has the job."""
-
-Target = JobState | After
-
-TRANSITIONS: dict[JobState, dict[type[Event], Target]] = {
-    QUEUED: {
-        JobMatched: MATCHED,
-        JobRequeued: QUEUED,
-        JobReprioritised: QUEUED,
-        JobRepriced: QUEUED,
-        JobExtended: QUEUED,
-        JobCancelRequested: CANCELLED,
-        JobExpired: EXPIRED,
-    },
-    MATCHED: {
-        JobClaimed: CLAIMED,
-        JobDeclined: After.FAILURE,
-        LeaseExpired: After.FAILURE,
-        JobExtended: MATCHED,
-        JobCancelRequested: CANCELLED,
-    },
-    CLAIMED: {
-        JobStarted: After.START,
-        JobFailed: After.FAILURE,
-        LeaseExpired: After.FAILURE,
-        JobExtended: CLAIMED,
-        JobCancelRequested: STOPPING,
-    },
-    STARTING: {
-        SessionReady: RUNNING,
-        UsageRecorded: STARTING,
-        JobSucceeded: SUCCEEDED,
-        JobFailed: After.FAILURE,
-        JobTimedOut: TIMED_OUT,
-        LeaseExpired: After.FAILURE,
-        JobExtended: STARTING,
-        JobCancelRequested: STOPPING,
-        SessionCloseRequested: STARTING,
-    },
-    RUNNING: {
-        UsageRecorded: RUNNING,
-        JobSucceeded: SUCCEEDED,
-        JobFailed: After.FAILURE,
-        JobTimedOut: TIMED_OUT,
-        LeaseExpired: After.FAILURE,
-        JobExtended: RUNNING,
-        JobCancelRequested: STOPPING,
-        SessionCloseRequested: RUNNING,
-    },
-    STOPPING: {
-        JobStarted: STOPPING,
-        UsageRecorded: STOPPING,
-        JobCancelled: CANCELLED,
-        JobSucceeded: CANCELLED,
-        JobFailed: CANCELLED,
-        JobTimedOut: CANCELLED,
-        LeaseExpired: CANCELLED,
-    },
-    SUCCEEDED: {},
-    FAILED: {},
-    TIMED_OUT: {},
-    CANCELLED: {},
-    EXPIRED: {},
-}
+from projections.job_states import CANCELLED, FAILED, MATCHED, QUEUED, RUNNING, STARTING, STOPPING, TERMINAL, TRANSITIONS, After, JobState
 
 
 class Run(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
@@ -174,6 +68,7 @@ class Run(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     results_bytes: int = 0
     image_digest: str = ""
     detail: str = ""
+    usage: RunUsage | None = None
 
 
 class Job(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
@@ -295,7 +190,10 @@ def _ready(job: Job, event: SessionReady, sender: str, now_ms: int) -> None:
 
 def _usage(job: Job, event: UsageRecorded, sender: str, now_ms: int) -> None:
     assert job.run is not None
-    job.run.usage_ms = max(job.run.usage_ms, min(event.ran_ms, _ledger_ms(job, now_ms)))
+    run = job.run
+    run.usage_ms = max(run.usage_ms, min(event.ran_ms, _ledger_ms(job, now_ms)))
+    if event.results is not None:
+        run.results, run.results_bytes = event.results, event.results_bytes
 
 
 def _report(job: Job, event: AttemptEnded, sender: str, now_ms: int) -> None:
@@ -306,8 +204,9 @@ def _report(job: Job, event: AttemptEnded, sender: str, now_ms: int) -> None:
     run.exit_code = event.exit_code
     run.ran_ms = min(event.ran_ms, _ledger_ms(job, now_ms))
     run.stdout_bytes, run.stderr_bytes, run.output_sha256 = event.stdout_bytes, event.stderr_bytes, event.output_sha256
-    run.results, run.results_bytes = event.results, event.results_bytes
-    run.detail = event.detail
+    if event.results is not None or run.results is None:  # a session's last saved work is better than none
+        run.results, run.results_bytes = event.results, event.results_bytes
+    run.detail, run.usage = event.detail, event.usage
     run.reason = job.reason = getattr(event, "reason", None)
     _charge(job, run)
 

@@ -12,7 +12,8 @@ from events.market import Policy
 from events.page import GENESIS_HASH
 from projections import nodes
 from projections.identity import Identity
-from projections.jobs import QUEUED, TERMINAL, Job, JobState
+from projections.job_states import QUEUED, TERMINAL, JobState
+from projections.jobs import Job
 from projections.ledger import Ledger
 from projections.nodes import Node
 

@@ -10,7 +10,7 @@ from enum import StrEnum
 
 import msgspec
 
-from events.nodes import NodeDrained, NodeOffered, NodeVerified
+from events.nodes import NodeDrained, NodeMaintenancePlanned, NodeOffered, NodeVerified
 from events.values import Card, Requirements, Tier
 
 
@@ -51,6 +51,8 @@ class Node(msgspec.Struct, kw_only=True, omit_defaults=True):
     draining: bool = False
     drain_reason: str = ""
     drain_deadline_ms: int | None = None
+    maintenance: tuple[int, int, str] | None = None
+    """From when until when the machine will be away, and why; past ones are forgotten with the next plan or offer."""
     banned: bool = False
     tier: Tier = Tier.CLAIMED
     tier_until_ms: int = 0
@@ -101,6 +103,11 @@ def offer(node: Node | None, event: NodeOffered, wallet: str, seq: int, now_ms: 
 def drain(node: Node, event: NodeDrained) -> None:
     """No new jobs there."""
     node.draining, node.drain_reason, node.drain_deadline_ms = True, event.reason, event.deadline_ms
+
+
+def plan_maintenance(node: Node, event: NodeMaintenancePlanned) -> None:
+    """When it will be away; an empty time takes the plan back."""
+    node.maintenance = None if event.until_ms <= event.from_ms else (event.from_ms, event.until_ms, event.reason)
 
 
 def verify(node: Node, event: NodeVerified) -> None:

@@ -50,10 +50,12 @@ class DetectedCard(msgspec.Struct, frozen=True, kw_only=True):
     vram_mib: int
     driver: str = ""
     cuda: int = 0
-    pci_id: str = ""
+    pci: str = ""
     healthy: bool = True
     fault: str = ""
     simulated: bool = False
+    compute_capability: str = ""
+    mig: bool = False
 
 
 class Inventory(msgspec.Struct, frozen=True, kw_only=True):
@@ -206,7 +208,7 @@ def _card(index: int, driver: str, cuda: int, known: DetectedCard | None) -> Det
             vram_mib=_memory_mib(handle),
             driver=driver,
             cuda=cuda,
-            pci_id=_clean(pci.busId, r"[^0-9A-Fa-f:.]") if pci is not None else "",
+            pci=_clean(pci.busId, r"[^0-9A-Fa-f:.]").lower() if pci is not None else "",
             healthy=not fault,
             fault=fault,
         )

@@ -23,7 +23,8 @@ from events.reasons import Refusal
 from events.streams import ensure_streams
 from events.values import BlobRef
 from events.wire import Failure, FilesAnswer, FilesRequest, OldJob, OutputAnswer, OutputFrame
-from projections.jobs import HELD, TERMINAL, Job
+from projections.job_states import HELD, TERMINAL
+from projections.jobs import Job
 from projections.market import Market
 from services.blobs import BlobStore
 from services.follower import Follower, restore

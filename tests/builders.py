@@ -70,6 +70,7 @@ DEFAULTS: dict[type[Event], dict[str, Any]] = {
     nodes.NodeOffered: _NODE | {"name": "node", "cards": (card(),), "cores": 16, "memory_mib": 65_536, "price_uusd_per_gpu_hour": 400_000},
     nodes.NodeRepriced: _NODE | {"price_uusd_per_gpu_hour": 300_000},
     nodes.NodeDrained: _NODE,
+    nodes.NodeMaintenancePlanned: _NODE | {"from_ms": START_MS + 3_600_000, "until_ms": START_MS + 7_200_000},
     nodes.NodeResumed: _NODE,
     nodes.NodeWithdrawn: _NODE,
     nodes.NodeLost: _NODE,

@@ -53,6 +53,12 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
     memory_mib: int | None = None
     shm_mib: int | None = None
     network: str = "none"
+    session: bool = False
+    """People will connect: the run must be reachable by `dial` and `shell`."""
+    has_secrets: bool = False
+    """Secret files lie in `folder/secrets`; the job sees them, read-only, at `/run/secrets` (`BAZAAR_SECRETS` names the place)."""
+    registry_auth: tuple[str, str] | None = None
+    """User and password for pulling the image; never kept, never shown."""
     timeout_s: int
     """Run time allowed, counted from the start of the job's own process."""
     grace_s: int = 10
@@ -98,6 +104,43 @@ class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
     detail: str = ""
 
 
+class RunUse(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run uses at this moment, and has used so far."""
+
+    cpu_ms: int
+    """Processor time of all its processes since its start."""
+    memory_mib: int
+    peak_memory_mib: int
+    pids: tuple[int, ...] = ()
+    """Its processes as the host numbers them, for telling whose GPU memory is whose; empty when they cannot be seen."""
+
+
+class Stream(Protocol):
+    """Two-way bytes with one end inside a run."""
+
+    async def read(self, most: int) -> bytes:
+        """Some bytes; empty at the end."""
+
+    async def write(self, data: bytes) -> None:
+        """All of them, waiting while the other side is slow. Raises ConnectionError when there is no other side any more."""
+
+    async def write_eof(self) -> None:
+        """No more will be written; reading goes on."""
+
+    async def close(self) -> None:
+        """Let go of it. Never raises."""
+
+
+class Terminal(Stream, Protocol):
+    """A program on a terminal inside a run."""
+
+    async def resize(self, columns: int, rows: int) -> None:
+        """The window has another size now."""
+
+    async def exit_code(self) -> int:
+        """Return once the program has ended; 0-255."""
+
+
 class RunnerError(Exception):
     """The runtime refused or failed: `reason` is one word of the reasons table, the message says what, why and what to try."""
 
@@ -138,6 +181,20 @@ class Runner(Protocol):
 
     async def stop(self, key: RunKey, reason: StopReason, grace_s: int) -> None:
         """TERM, after `grace_s` KILL, for the whole tree; `wait` returns afterwards. No error when it is gone."""
+
+    async def extend(self, key: RunKey, timeout_s: int) -> None:
+        """The run may take so long from its start on, also by whoever guards it. No error when it is gone. Raises RunnerError."""
+
+    async def use(self, key: RunKey) -> RunUse | None:
+        """What it uses now; None when it does not run or that cannot be told."""
+
+    async def dial(self, key: RunKey, place: str) -> Stream:
+        """Connect to something that listens inside the run: `tcp:8888` (on its loopback) or `unix:NAME` (a socket `folder/job/NAME`).
+        Raises ConnectionError when nothing listens there, RunnerError when this runner cannot reach into runs."""
+
+    async def shell(self, key: RunKey, argv: tuple[str, ...], columns: int, rows: int) -> Terminal:
+        """A program on a terminal inside the run, in its working directory, with its environment; it ends with the run, and when the
+        terminal is closed. Raises RunnerError."""
 
     async def remove(self, key: RunKey) -> None:
         """Forget the run and free what it holds, but leave `folder` to the agent. No error when it is unknown."""

@@ -11,7 +11,8 @@ from itertools import islice
 import msgspec
 
 from events.page import decode_page, records_of
-from projections.jobs import HELD, Job
+from projections.job_states import HELD
+from projections.jobs import Job
 from projections.market import Market
 from services.api import queries
 from services.api.asking import Asked, Endpoint, Reply, job_in_memory, job_that_ended

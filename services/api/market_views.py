@@ -7,7 +7,8 @@ from collections import deque
 import msgspec
 
 from events.market import Policy
-from projections.jobs import TERMINAL, Job
+from projections.job_states import TERMINAL
+from projections.jobs import Job
 from projections.market import Market
 from projections.nodes import NodeState, free_cards
 from services.api.telemetry import Telemetry

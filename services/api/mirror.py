@@ -17,7 +17,8 @@ from events.market import PolicyChanged
 from events.nodes import NodeLost, NodeWithdrawn
 from events.page import Record
 from events.wire import BeatView
-from projections.jobs import TERMINAL, Job
+from projections.job_states import TERMINAL
+from projections.jobs import Job
 from projections.market import FINISHED_KEPT, Market
 from projections.nodes import NodeState
 from services.api.event_feed import EventFeed, Owner

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from events import quantities
 from events.quantities import BadValue
 from events.values import ISOLATION_RANK, TIER_RANK
-from projections.jobs import JobState
+from projections.job_states import JobState
 from projections.nodes import NodeState
 from services.api.paging import LIMIT_DEFAULT, LIMIT_MAX
 from services.api.problems import bad_query

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import aiosqlite
 
 from events.errors import BazaarError
-from projections.jobs import TERMINAL
+from projections.job_states import TERMINAL
 from projections.snapshot import FOLD_VERSION
 
 VIEW_VERSION = 1

@@ -10,7 +10,8 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from projections.jobs import QUEUED, TERMINAL, Job
+from projections.job_states import QUEUED, TERMINAL
+from projections.jobs import Job
 from projections.market import Market
 from services.api.read_model import JobFilter
 from services.api.views import shown_run

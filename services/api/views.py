@@ -8,7 +8,8 @@ from __future__ import annotations
 import msgspec
 
 from events.values import Isolation
-from projections.jobs import HELD, QUEUED, TERMINAL, Job, Run
+from projections.job_states import HELD, QUEUED, TERMINAL
+from projections.jobs import Job, Run
 from projections.market import Market
 from projections.nodes import Node, NodeState, free_cards
 from services.api.telemetry import Telemetry

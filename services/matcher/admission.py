@@ -236,12 +236,18 @@ def _check_submission(market: Market, wallet: str, event: JobSubmitted) -> Probl
 def _check_requirements(event: JobSubmitted) -> Problem | None:
     asked = event.requirements
     told = None
-    if event.kind is not JobKind.BATCH:
-        told = f"this market runs no {event.kind.value} jobs yet"
-    elif event.num_nodes != 1:
+    if event.num_nodes != 1:
         told = "this market runs no jobs over several nodes yet"
-    elif not event.program.argv:
+    elif asked.sessions is not (event.kind is not JobKind.BATCH):
+        told = "a notebook or container needs a node that serves sessions, and a batch job does not"
+    elif asked.image not in (None, event.program.image):
+        told = "the image asked of the node is not the one that the program names"
+    elif event.kind is JobKind.BATCH and not event.program.argv:
         told = "there is no command"
+    elif event.kind is JobKind.CONTAINER and not (event.program.argv or event.program.image):
+        told = "a container needs an image or a command"
+    elif (event.program.secrets is None) is not (not event.program.secret_names):
+        told = "the names of secrets and their sealed values do not come together"
     elif any("\0" in argument for argument in event.program.argv):
         told = "an argument holds a zero byte"
     elif asked.num_gpus == 0 and (asked.vram_mib or asked.total_vram_mib or asked.gpu_models):

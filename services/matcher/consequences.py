@@ -12,7 +12,7 @@ from events.fact import Event
 from events.jobs import JobDeclined, JobFailed, JobRequeued, LeaseExpired
 from events.nodes import NodeLost
 from events.reasons import Reason
-from projections.jobs import QUEUED
+from projections.job_states import QUEUED
 from projections.market import Market
 
 BACKOFF_DOUBLINGS_MAX = 8

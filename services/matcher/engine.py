@@ -14,7 +14,8 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from events.values import JobId, NodeId, OrgId, PriceUusdPerGpuHour, Wallet
-from projections.jobs import HELD, QUEUED, Job
+from projections.job_states import HELD, QUEUED
+from projections.jobs import Job
 from projections.market import Market
 from services.matcher.feasibility import Scene, choose_cards, obstacle
 from services.matcher.node_index import Bucket, NodeIndex

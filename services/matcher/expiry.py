@@ -12,7 +12,8 @@ from events.fact import Event
 from events.jobs import JobExpired, JobTimedOut, LeaseExpired
 from events.nodes import NodeLost
 from events.reasons import Reason
-from projections.jobs import CLAIMED, MATCHED, QUEUED, RUNNING, STARTING, STOPPING, Job
+from projections.job_states import CLAIMED, MATCHED, QUEUED, RUNNING, STARTING, STOPPING
+from projections.jobs import Job
 from projections.market import Market
 from projections.nodes import NodeState
 from services.matcher.memory import Deadline, Memory

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from events.values import ISOLATION_RANK, TIER_RANK, Accept, Card, Network, Requirements, Tier
+from events import images
+from events.values import ISOLATION_RANK, TIER_RANK, Accept, Card, Isolation, Network, Requirements, Tier
 from projections.jobs import Job
 from projections.market import Market
 from projections.nodes import Node, NodeState, cores_asked, free_cards
@@ -178,6 +179,12 @@ def _labelled(ask: Ask, node: Node, scene: Scene) -> bool:
     return ask.requirements.node_labels.items() <= node.offer.labels.items()
 
 
+def _runs_image(ask: Ask, node: Node, scene: Scene) -> bool:
+    """An image needs a container, and must be one of those that the owner lets run."""
+    image, offer = ask.requirements.image, node.offer
+    return image is None or (offer.isolation is not Isolation.PROCESS and images.allowed(offer.images_allow, image))
+
+
 def _affordable(ask: Ask, node: Node, scene: Scene) -> bool:
     most = ask.max_price_uusd_per_gpu_hour
     return most is None or node.price_uusd_per_gpu_hour <= most
@@ -238,6 +245,12 @@ CONDITIONS: tuple[Condition, ...] = (
         lambda ask, node, scene: ask.requirements.network is not Network.EGRESS or node.offer.egress,
         lambda ask: "network egress" if ask.requirements.network is Network.EGRESS else "",
     ),
+    Condition(
+        "sessions",
+        lambda ask, node, scene: node.offer.sessions or not ask.requirements.sessions,
+        lambda ask: "people may connect" if ask.requirements.sessions else "",
+    ),
+    Condition("image", _runs_image, lambda ask: f"runs the image {ask.requirements.image}" if ask.requirements.image else ""),
     Condition("labels", _labelled, lambda ask: ", ".join(f"{key}={value}" for key, value in sorted(ask.requirements.node_labels.items()))),
     Condition(
         "price",

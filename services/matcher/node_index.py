@@ -117,6 +117,8 @@ class Terms(NamedTuple):
     door: Door
     min_gpus: int
     simulated: bool
+    sessions: bool
+    images_allow: tuple[str, ...]
     labels: frozenset[Label]
 
 
@@ -220,7 +222,16 @@ class NodeIndex:
         for label in offer.labels.items():
             self._labelled.setdefault(label, {})[offer.node_id] = None
         labels = frozenset(offer.labels.items() & self.labels_asked)
-        terms = Terms(offer.isolation, offer.egress, door_of(node), offer.min_gpus, has_simulated(node), labels)
+        terms = Terms(
+            isolation=offer.isolation,
+            egress=offer.egress,
+            door=door_of(node),
+            min_gpus=offer.min_gpus,
+            simulated=has_simulated(node),
+            sessions=offer.sessions,
+            images_allow=offer.images_allow,
+            labels=labels,
+        )
         row.terms = self._terms.setdefault(terms, len(self._terms))
         row.offer = offer
 

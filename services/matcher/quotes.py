@@ -12,7 +12,7 @@ import msgspec
 
 from events.values import Card, JobId, Requirements, Wallet, charge_uusd
 from events.wire import QuoteAnswer, QuoteOffer, QuoteRequest, QuoteStep
-from projections.jobs import QUEUED
+from projections.job_states import QUEUED
 from projections.market import Market
 from projections.nodes import Allocation, Node, free_cards
 from services.matcher.feasibility import CONDITIONS, STATIC, Ask, Condition, Scene, choose, could_run, is_free

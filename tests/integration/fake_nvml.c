@@ -17,7 +17,7 @@ enum { OK = 0, UNINITIALIZED = 1, INVALID = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6,
 
 typedef struct { unsigned long long total, free, used; } memory_t;
 typedef struct { unsigned gpu, memory; } rates_t;
-typedef struct { char legacy[16]; unsigned domain, bus, device, pci_id, subsystem; char bus_id[32]; } pci_t;
+typedef struct { char legacy[16]; unsigned domain, bus, device, pci, subsystem; char bus_id[32]; } pci_t;
 typedef struct { unsigned pid; unsigned long long used; unsigned instance, compute; } process_t;
 
 static int initialised = 0;

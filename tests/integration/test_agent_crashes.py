@@ -20,7 +20,7 @@ from events import ids
 from events.home import known_wallets
 from events.jobs import JobCancelRequested
 from events.reasons import Reason
-from projections.jobs import TERMINAL
+from projections.job_states import TERMINAL
 
 __all__ = ["a_market", "some_nodes", "world"]  # the fixtures
 

@@ -41,7 +41,8 @@ from events.reasons import Refusal
 from events.subjects import rpc
 from events.values import Accept, BlobRef, Card, Program, Role
 from events.wire import FilesAnswer, FilesRequest, OutputAnswer, OutputChunk, OutputFrame, decode
-from projections.jobs import Job, JobState
+from projections.job_states import JobState
+from projections.jobs import Job
 from services.blobs import QUOTA_BYTES, UPLOADS_PER_WALLET
 
 __all__ = ["world"]  # the fixture

@@ -75,7 +75,7 @@ def test_every_card_is_listed_with_what_its_driver_says(machine: Machine) -> Non
         "vram_mib": 24564,
         "driver": "550.54.15",
         "cuda": 12040,
-        "pci_id": "00000000:00:00.0",
+        "pci": "00000000:00:00.0",
         "healthy": True,
         "fault": "",
         "simulated": False,

@@ -18,7 +18,7 @@ from events.fact import Event
 from events.market import Policy
 from events.reasons import Reason
 from events.values import Accept, Card, Isolation, Network, OrgRole, Tier
-from projections.jobs import HELD, MATCHED, QUEUED
+from projections.job_states import HELD, MATCHED, QUEUED
 from projections.market import Market
 from projections.nodes import Node, free_cards
 from services.matcher import engine, node_index, shapes

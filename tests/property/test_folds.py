@@ -17,7 +17,7 @@ from events.nodes import NodeOffered
 from events.reasons import Reason, Refusal
 from projections import snapshot
 from projections.arbiter import fold
-from projections.jobs import HELD, QUEUED, TERMINAL
+from projections.job_states import HELD, QUEUED, TERMINAL
 from projections.market import Market
 
 Step = tuple[str, int, int, int, bool]

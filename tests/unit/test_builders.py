@@ -9,7 +9,7 @@ from events.codec import EVENT_CLASSES, decode_written, encode_event
 from events.fact import Event
 from events.jobs import JobCancelRequested
 from events.values import Requirements
-from projections.jobs import JobState
+from projections.job_states import JobState
 
 
 def test_every_kind_of_event_has_defaults() -> None:

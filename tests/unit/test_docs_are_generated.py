@@ -24,5 +24,5 @@ def test_the_page_in_the_repository_is_the_generated_one(name: str, text: str) -
 def test_every_event_state_and_reason_has_its_place_in_the_pages() -> None:
     pages = generate.pages()
     assert [] == [cls.__name__ for cls in generate.codec.EVENT_CLASSES if f"### {cls.__name__}\n" not in pages["events.md"]]
-    assert [] == [state for state in generate.jobs.JobState if state.value not in pages["job-states.md"]]
+    assert [] == [state for state in generate.job_states.JobState if state.value not in pages["job-states.md"]]
     assert [] == [reason for reason in generate.reasons.Reason if f"`{reason.value}`" not in pages["reasons.md"]]

@@ -256,6 +256,8 @@ def test_every_condition_has_words_for_what_is_asked() -> None:
         target_node=node_offered().node_id,
         target_cards=(0, 2),
         node_labels={"region": "eu"},
+        sessions=True,
+        image="python:3.12",
     )
     ask = Ask(asked, BUYER, 400_000, {"n": 1})
     words = {condition.name: condition.asked(ask) for condition in CONDITIONS}

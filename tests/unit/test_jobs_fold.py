@@ -28,7 +28,7 @@ from events.jobs import (
 from events.nodes import NodeWithdrawn
 from events.reasons import REASONS, Reason, Refusal
 from events.values import JobKind
-from projections.jobs import TERMINAL, TRANSITIONS, JobState
+from projections.job_states import TERMINAL, TRANSITIONS, JobState
 
 
 def begun(*, retries: int = 3, price: int = 3_600_000) -> History:

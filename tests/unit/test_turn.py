@@ -36,7 +36,7 @@ from events.values import Role
 from events.wallet import KeySigner
 from events.wire import Beat, BeatAnswer, BeatLease, LiveFrame, Outcome
 from projections import snapshot
-from projections.jobs import JobState
+from projections.job_states import JobState
 from projections.market import Market
 from services.follower import Follower
 from services.matcher.admission import Arrival
