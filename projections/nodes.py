@@ -80,7 +80,8 @@ class Node(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 def offer(node: Node | None, event: NodeOffered, wallet: str, seq: int, now_ms: int) -> Node:
-    """A new node, or the same one offered again: allocations, bans and history stay, a drain ends."""
+    """A new node, or the same one offered again: allocations, bans and history stay, and so does a drain: only its owner's word
+    ends it, or a restarted agent would take jobs on a machine that is being emptied."""
     if node is None:
         return Node(
             offer=event,
@@ -96,12 +97,11 @@ def offer(node: Node | None, event: NodeOffered, wallet: str, seq: int, now_ms: 
     node.price_uusd_per_gpu_hour = event.price_uusd_per_gpu_hour
     node.offered_seq, node.offered_ms = seq, now_ms
     node.presence = NodeState.OFFERED
-    node.draining, node.drain_reason, node.drain_deadline_ms = False, "", None
     return node
 
 
 def drain(node: Node, event: NodeDrained) -> None:
-    """No new jobs there."""
+    """No new jobs there, until the owner says otherwise; it may be said of a node that is away."""
     node.draining, node.drain_reason, node.drain_deadline_ms = True, event.reason, event.deadline_ms
 
 

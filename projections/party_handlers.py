@@ -53,11 +53,11 @@ def _change_node(node: Node, event: Event) -> Refusal | None:
     match event:
         case node_events.NodeRepriced():
             node.price_uusd_per_gpu_hour = event.price_uusd_per_gpu_hour
-        case node_events.NodeDrained() if offered:
+        case node_events.NodeDrained():
             nodes.drain(node, event)
         case node_events.NodeMaintenancePlanned():
             nodes.plan_maintenance(node, event)
-        case node_events.NodeResumed() if offered and node.draining:
+        case node_events.NodeResumed() if node.draining:
             node.draining, node.drain_reason, node.drain_deadline_ms = False, "", None
         case node_events.NodeWithdrawn() if offered:
             node.presence = NodeState.WITHDRAWN
