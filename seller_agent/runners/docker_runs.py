@@ -7,9 +7,7 @@ Every step may be repeated after a crash at any point; what it needs to know it 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,14 +22,12 @@ from seller_agent.runners.docker_logs import EngineStream, Follower, LogSink, St
 from seller_agent.runners.docker_outcome import RunRecord, Sight, parse_time_ms, status_of, vanished
 from seller_agent.runners.docker_profile import Host
 from seller_agent.runners.docker_records import open_folders, read_exit, read_record, read_tail, write_exit, write_record
-from seller_agent.runners.guard_files import StopRecord, Watch
-from seller_agent.runners.guard_start import ensure_guard, hold_agent_lock
+from seller_agent.runners.docker_watches import Watches
+from seller_agent.runners.guard_files import StopRecord
 from seller_agent.runners.runner import RunKey, RunnerError, RunSpec, RunState, RunStatus, StopReason
 
 START_ALLOWANCE_MS = 30_000
 """Added to a run's deadline until the moment of its start is known, in case nobody lives to correct it."""
-UNKNOWN_LEASE_MS = 60_000
-"""The lease of a container found without its watch file: time for the agent to renew or stop it."""
 HOST_FRESH_MS = 60_000
 SETTLE_S = 3.0
 RETRY_S = 0.5
@@ -85,13 +81,11 @@ class Runs:
     def __init__(self, engine: Engine, *, socket_path: str, guard_dir: Path, home: str, node_id: str, egress_network: str | None) -> None:
         self._engine = engine
         self._socket = socket_path
-        self._guard_dir = guard_dir
         self._home = home
         self._node_id = node_id
         self._egress_network = egress_network
-        self._watch_lock = threading.Lock()
-        self._agent_lock: int | None = None
-        self._boot = guard_files.boot_id()
+        self._watches = Watches(guard_dir, socket_path=socket_path, home=home)
+        self._boot = self._watches.boot
         self._host: Host | None = None
         self._host_asked_ms = 0
 
@@ -110,7 +104,7 @@ class Runs:
         if not host.seccomp:
             raise RunnerError("container_error", "Docker runs without seccomp here: jobs would see the whole kernel. Switch it on.")
         folder = Path(spec.folder)
-        record, was_there = read_record(folder), self._watch_path(spec.key).exists()
+        record, was_there = read_record(folder), self._watches.path(spec.key).exists()
         if record is None or record.starting_boot_ms is None:
             open_folders(folder, None if host.maps_users else host.job_uid)
             record = RunRecord(
@@ -122,9 +116,9 @@ class Runs:
                 boot_id=self._boot,
             )
             write_record(record)
-        watch = self._change_watch(record)
-        self._change_watch(record, lease_until_boot_ms=max(spec.lease_until_boot_ms, watch.lease_until_boot_ms if was_there else 0))
-        self._ensure_guard()
+        watch = self._watches.change(record)
+        self._watches.change(record, lease_until_boot_ms=max(spec.lease_until_boot_ms, watch.lease_until_boot_ms if was_there else 0))
+        self._watches.ensure_guard()
 
     def ensure_image(self, image: str | None, tell: Callable[[str], None], follower: Follower, timeout_s: float) -> None:
         """The image on this machine, pulled if need be. Raises RunnerError with the reason of a failed pull."""
@@ -177,14 +171,14 @@ class Runs:
         if status.state is not RunState.PREPARED:
             return status
         now = guard_files.boot_ms()
-        watch = self._change_watch(record)
+        watch = self._watches.change(record)
         if now >= watch.lease_until_boot_ms - guard_files.KILL_MARGIN_MS:
             self._say_stop(record, StopReason.LEASE, 0)
             return self._status(record, inspected["State"])
         record = msgspec.structs.replace(record, starting_boot_ms=now, boot_id=self._boot)
         write_record(record)
-        self._change_watch(record, deadline_boot_ms=now + spec.timeout_s * 1000 + START_ALLOWANCE_MS)
-        self._ensure_guard()
+        self._watches.change(record, deadline_boot_ms=now + spec.timeout_s * 1000 + START_ALLOWANCE_MS)
+        self._watches.ensure_guard()
         self._engine.start(name)
         inspected = self._engine.inspect(name)
         if inspected is None:
@@ -202,7 +196,7 @@ class Runs:
         record = msgspec.structs.replace(record, started_boot_ms=started_boot, started_unix_ms=started_unix)
         write_record(record)
         pid = container_pid(inspected)
-        self._change_watch(
+        self._watches.change(
             record,
             deadline_boot_ms=started_boot + record.timeout_s * 1000,
             pid=pid,
@@ -221,13 +215,13 @@ class Runs:
             record = self._record_of(key, Path(marks["gpubazaar.folder"]))
             if inspected["State"]["Running"] and record.started_boot_ms is None:
                 record = self._note_started(record, inspected)
-            self._change_watch(record)
+            self._watches.change(record)
             found[key.name] = (record, read_exit(Path(record.folder)) or self._status(record, inspected["State"]))
-        for path in sorted(self._guard_dir.glob("*.json")):
-            if path.stem not in found and path.name != guard_files.CONFIG_NAME:
+        for path in self._watches.files():
+            if path.stem not in found:
                 found.update(self._left_behind(path))
         if found:
-            self._ensure_guard()
+            self._watches.ensure_guard()
         return list(found.values())
 
     def _left_behind(self, path: Path) -> dict[str, tuple[RunRecord, RunStatus]]:
@@ -301,8 +295,8 @@ class Runs:
         """Move the lease. A run that nobody knows is no error: it may just have been removed."""
         folder = self.folder_of(key)
         if folder is not None:
-            self._change_watch(self._record_of(key, folder), lease_until_boot_ms=lease_until_boot_ms)
-            self._ensure_guard()
+            self._watches.change(self._record_of(key, folder), lease_until_boot_ms=lease_until_boot_ms)
+            self._watches.ensure_guard()
 
     def stop(self, key: RunKey, reason: StopReason, grace_s: int) -> None:
         """Say why, TERM, wait, KILL, wait. The guard goes on from the record if we die in between."""
@@ -328,14 +322,13 @@ class Runs:
     def remove(self, key: RunKey) -> None:
         """Container, then watch: in this order, so that nothing ever runs unwatched."""
         self._engine.remove(profile.container_name(key))
-        with self._watch_lock:
-            self._watch_path(key).unlink(missing_ok=True)
+        self._watches.forget(key)
 
     # ---- what is known
 
     def folder_of(self, key: RunKey) -> Path | None:
         """The run's folder, from its watch file or its container."""
-        watch = guard_files.read_watch(self._watch_path(key))
+        watch = guard_files.read_watch(self._watches.path(key))
         if watch is not None:
             return Path(watch.folder)
         inspected = self._engine.inspect(profile.container_name(key))
@@ -360,40 +353,6 @@ class Runs:
         said = StopRecord(reason=reason.value, boot_id=self._boot, term_boot_ms=now, kill_boot_ms=now + grace_s * 1000)
         guard_files.write_stop(record.folder, said)
 
-    def _watch_path(self, key: RunKey) -> Path:
-        return self._guard_dir / f"{key.name}.json"
-
-    def _change_watch(self, record: RunRecord, **changes: int | None) -> Watch:
-        """Change some fields of a run's watch file, which is made when it is missing."""
-        path = self._watch_path(record.key)
-        with self._watch_lock:
-            self._guard_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-            before = guard_files.read_watch(path)
-            if before is not None and before.boot_id != self._boot:
-                before = None  # its times mean nothing any more
-            watch = before or Watch(
-                container=profile.container_name(record.key),
-                folder=record.folder,
-                socket=self._socket,
-                boot_id=self._boot,
-                grace_s=record.grace_s,
-                lease_until_boot_ms=guard_files.boot_ms() + UNKNOWN_LEASE_MS,
-                deadline_boot_ms=record.started_boot_ms + record.timeout_s * 1000 if record.started_boot_ms is not None else None,
-            )
-            watch = dataclasses.replace(watch, **changes)  # type: ignore[arg-type]
-            if watch != before:
-                guard_files.write_watch(path, watch)
-        return watch
-
     def close(self) -> None:
         """Leave what runs to the guard."""
-        with self._watch_lock:
-            if self._agent_lock is not None:
-                os.close(self._agent_lock)
-                self._agent_lock = None
-
-    def _ensure_guard(self) -> None:
-        with self._watch_lock:
-            if self._agent_lock is None:
-                self._agent_lock = hold_agent_lock(self._guard_dir)
-        ensure_guard(self._guard_dir, self._socket, self._home)
+        self._watches.close()
