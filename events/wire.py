@@ -148,7 +148,7 @@ class SyncJob(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     results_bytes: int = 0
 
 
-class SyncNode(msgspec.Struct, frozen=True, kw_only=True):
+class SyncNode(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A node as the fold has it now, for its owner: every allocation that holds cards."""
 
     node_id: str
@@ -156,6 +156,13 @@ class SyncNode(msgspec.Struct, frozen=True, kw_only=True):
     price_uusd_per_gpu_hour: int
     jobs: tuple[SyncJob, ...]
     """Of its allocations, also of jobs that have ended but whose cards are not released."""
+    draining: bool = False
+    """The owner's standing order, also while the node is withdrawn or lost; likewise the rest."""
+    drain_reason: str = ""
+    drain_deadline_ms: int | None = None
+    maintenance: tuple[int, int, str] | None = None
+    """From when until when, and why."""
+    banned: bool = False
 
 
 class SyncAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -175,7 +182,7 @@ class SyncAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     node: SyncNode | None = None
     policy: Policy = Policy()
     secret_key: bytes = b""
-    """The market's key for sealing secrets (ed25519 public)."""
+    """The key for sealing secrets (ed25519 public), whose other half only the file gateway has; empty: this market takes none."""
 
 
 class BeatLease(msgspec.Struct, frozen=True, array_like=True):
@@ -225,6 +232,7 @@ class BeatAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The answer renews exactly the epochs that it names; `gone` are epochs that the ledger no longer knows on this node."""
 
     time_ms: int
+    """The market's clock, now: a node keeps the owner's times by it."""
     seq: int
     page_hash: bytes
     prev: int
@@ -314,7 +322,7 @@ class OldJob(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 class FilesRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """`rpc.files`. `op`: `have` (hashes -> which are missing), `put` (one chunk), `get` (one chunk), `output` (recorded output),
-    `secrets` (those of a job, sealed to `key`, for the node that has it)."""
+    `secrets` (of a job, the one at `cursor` of its names, sealed to `key`, for the node that has it)."""
 
     op: Annotated[str, Meta(pattern=r"\A(have|put|get|output|secrets)\Z", max_length=8)]
     key: Annotated[bytes, Meta(max_length=32)] = b""

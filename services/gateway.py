@@ -1,7 +1,8 @@
 """The gateway: files in and out, and the output of jobs. It folds the ledger to know who may, and writes no event.
 
 A file is read by whoever brought it, by the present node of a job that needs it, and by the buyer of a job that made it. Output is taken
-from the node that has the attempt, at the place where it goes on, within the attempt's quota.
+from the node that has the attempt, at the place where it goes on, within the attempt's quota. Secrets are opened here, and nowhere else in
+the market, only to be sealed again to the node that has the job.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import structlog
+from nacl.signing import SigningKey
 
-from events import wire
+from events import sealing, wire
 from events.codec import Malformed
 from events.connection import Connection, ServiceKey
 from events.errors import BazaarError, LogCorrupt, LogUnavailable, MarketUnreachable, Refused
@@ -30,6 +32,7 @@ from services.blobs import BlobStore
 from services.follower import Follower, restore
 from services.market_keys import MarketKeys
 from services.output_store import OutputStore
+from services.secret_rules import box_of
 
 log = structlog.get_logger("files")
 
@@ -46,8 +49,9 @@ MANIFESTS_KNOWN = 2000
 class Gateway:
     """Answers `rpc.files.*` and `output.*`."""
 
-    def __init__(self, connection: Connection, follower: Follower) -> None:
+    def __init__(self, connection: Connection, follower: Follower, sealing_key: SigningKey | None = None) -> None:
         self._connection = connection
+        self._sealing_key = sealing_key
         self._follower = follower
         self._blobs = BlobStore(connection)
         self._output = OutputStore(connection)
@@ -111,6 +115,8 @@ class Gateway:
             return FilesAnswer(missing=tuple(sha256 for sha256 in request.hashes if not self._blobs.has(wallet, sha256)))
         if request.op == "output":
             return await self._recorded(wallet, request)
+        if request.op == "secrets":
+            return await self._secret(wallet, request)
         if request.sha256 is None:
             raise Refused(Refusal.MALFORMED, "no hash")
         if request.op == "put":
@@ -124,6 +130,21 @@ class Gateway:
         if found is None:
             raise Refused(Refusal.UNKNOWN_JOB, "this file is not stored")
         return FilesAnswer(data=found[0], size=found[1])
+
+    async def _secret(self, wallet: str, request: FilesRequest) -> FilesAnswer:
+        """One secret of a job, sealed to the asker's key. Raises Refused, Malformed for a box that was not made for this job."""
+        if request.job_id is None or self._sealing_key is None:
+            raise Refused(Refusal.MALFORMED, "no job" if request.job_id is None else "this market opens no secrets")
+        attempt = request.attempt or 0
+        job = await self._when(wallet, request.job_id, lambda job: job.run is not None and job.run.attempt >= attempt)
+        box, name = box_of(self.market, job, wallet, request)
+        assert job is not None
+        # Who names a hash has not brought it yet; and a box that somebody else brought is not this buyer's to have opened.
+        data = await self._blobs.whole(box.sha256, sealing.BOX_BYTES_MAX) if self._blobs.has(job.buyer, box.sha256) else None
+        if data is None:
+            raise Refused(Refusal.UNKNOWN_JOB, "the secrets are not stored")
+        sealed = sealing.reseal(data, self._sealing_key, [name], job_id=request.job_id, buyer=job.buyer, to=request.key)
+        return FilesAnswer(data=sealed, size=len(sealed))
 
     async def _may_read(self, wallet: str, sha256: str, job_id: str | None) -> bool:
         if self._blobs.has(wallet, sha256):
@@ -269,7 +290,7 @@ def _roots(job: Job, wallet: str) -> list[tuple[BlobRef, str]]:
     return roots
 
 
-async def serve(broker: str, keys: MarketKeys, *, snapshot_file: Path, until: asyncio.Event) -> None:
+async def serve(broker: str, keys: MarketKeys, *, snapshot_file: Path, until: asyncio.Event, sealing_key: SigningKey | None = None) -> None:
     """Run until the event. Raises LogCorrupt: a damaged ledger is never served from."""
     connection = Connection(broker, ServiceKey(keys.market), "files")
 
@@ -280,7 +301,7 @@ async def serve(broker: str, keys: MarketKeys, *, snapshot_file: Path, until: as
     await connection.open(wait_s=None)
     ledger = NatsLog(connection)
     follower, how = await restore(ledger, snapshot_file)
-    gateway = Gateway(connection, follower)
+    gateway = Gateway(connection, follower, sealing_key)
     await follower.catch_up(ledger)
     await gateway.start()
     log.info("ready", how=how, seq=follower.market.last_seq)

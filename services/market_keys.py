@@ -25,9 +25,11 @@ SEEDS = {
     "market": nkeys.PREFIX_BYTE_USER,
     "issuer": nkeys.PREFIX_BYTE_ACCOUNT,
     "matcher": nkeys.PREFIX_BYTE_USER,
-    "sealing": nkeys.PREFIX_BYTE_USER,
 }
 """File name without `.seed` -> what kind of nkey it is."""
+
+SEALING_SEED, SEALING_PUBLIC = "sealing.seed", "sealing.public"
+"""The key that buyers seal secrets to: its seed is read by the file gateway alone, everybody else reads the public half."""
 
 ON_THE_BROKER = ("sys", "callout", "market", "issuer")
 
@@ -46,10 +48,10 @@ class MarketKeys:
     """Signs the logins that the callout grants."""
     matcher: str = field(repr=False)
     """Signs the pages of the ledger."""
-    sealing: str = field(repr=False)
-    """Opens what buyers seal for the market."""
     live_secret: bytes = field(repr=False)
     """Makes the tokens of the live feeds."""
+    sealing_public: bytes = b""
+    """What buyers seal secrets to (ed25519). What opens them is not here: see `load_sealing_key`."""
 
     def environment(self) -> dict[str, str]:
         """What `nats.conf` asks the environment for: public keys only."""
@@ -64,11 +66,6 @@ class MarketKeys:
     def issuer_key(self) -> SigningKey:
         """The key that signs logins."""
         return signing_key(self.issuer)
-
-    @property
-    def sealing_key(self) -> SigningKey:
-        """The key to which secrets are sealed (converted to X25519 by whoever uses it)."""
-        return signing_key(self.sealing)
 
 
 def make_seed(prefix: int = nkeys.PREFIX_BYTE_USER) -> str:
@@ -93,14 +90,39 @@ def load_or_make(folder: Path) -> MarketKeys:
     seeds = {name: _read_or_make(folder / f"{name}.seed", make_seed(prefix)) for name, prefix in SEEDS.items()}
     for name, seed in seeds.items():
         _refuse_if_damaged(folder / f"{name}.seed", seed, SEEDS[name])
-    secret = _read_or_make(folder / "live.secret", secrets.token_hex(SECRET_BYTES))
+    live_secret = _of_hex(folder / "live.secret", secrets.token_hex(SECRET_BYTES))
+    return MarketKeys(**seeds, live_secret=live_secret, sealing_public=_sealing_public(folder))
+
+
+def load_sealing_key(folder: Path) -> SigningKey:
+    """What opens the boxes of secrets; for the file gateway alone. Raises IdentityError."""
+    seed = _read_or_make(folder / SEALING_SEED, make_seed())
+    _refuse_if_damaged(folder / SEALING_SEED, seed, nkeys.PREFIX_BYTE_USER)
+    key = signing_key(seed)
+    if bytes(key.verify_key) != _sealing_public(folder):
+        raise _damaged(folder / SEALING_PUBLIC)
+    return key
+
+
+def _sealing_public(folder: Path) -> bytes:
+    """The public half; the seed is looked at only where that has not been written down yet."""
+    fresh = ""
+    if not (folder / SEALING_PUBLIC).exists():
+        seed = _read_or_make(folder / SEALING_SEED, make_seed())
+        _refuse_if_damaged(folder / SEALING_SEED, seed, nkeys.PREFIX_BYTE_USER)
+        fresh = bytes(signing_key(seed).verify_key).hex()
+    return _of_hex(folder / SEALING_PUBLIC, fresh)
+
+
+def _of_hex(file: Path, fresh: str) -> bytes:
+    """The 32 bytes that a file spells in hex."""
     try:
-        live_secret = bytes.fromhex(secret)
+        found = bytes.fromhex(_read_or_make(file, fresh))
     except ValueError:
-        raise _damaged(folder / "live.secret") from None
-    if len(live_secret) != SECRET_BYTES:
-        raise _damaged(folder / "live.secret")
-    return MarketKeys(**seeds, live_secret=live_secret)
+        raise _damaged(file) from None
+    if len(found) != SECRET_BYTES:
+        raise _damaged(file)
+    return found
 
 
 def _read_or_make(file: Path, fresh: str) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from events.connection import Connection, ServiceKey
 from events.nats_log import NatsLog
 from services import genesis
-from services.market_keys import MarketKeys, load_or_make
+from services.market_keys import MarketKeys, load_or_make, load_sealing_key
 
 
 def calm_collector() -> None:
@@ -95,7 +95,7 @@ async def run_matcher(folder: MarketFolder, broker: str, *, standby: bool) -> No
     matcher = Matcher(
         connection,
         NatsLog(connection),
-        MatcherKeys(keys.page_key, keys.live_secret),
+        MatcherKeys(keys.page_key, keys.live_secret, keys.sealing_public),
         genesis=genesis.load(folder.genesis) if folder.genesis.exists() else None,
         snapshot_file=folder.snapshot,
         version=version(),
@@ -124,7 +124,8 @@ async def run_gateway(folder: MarketFolder, broker: str) -> None:
 
     stopped = asyncio.Event()
     on_stop(stopped.set)
-    await serve(broker, folder.load_keys(), snapshot_file=folder.snapshot, until=stopped)
+    keys = folder.load_keys()
+    await serve(broker, keys, snapshot_file=folder.snapshot, until=stopped, sealing_key=load_sealing_key(folder.keys))
 
 
 async def run_api(folder: MarketFolder, broker: str, listening: socket.socket) -> None:

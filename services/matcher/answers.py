@@ -9,7 +9,7 @@ from projections.market import Market
 JOBS_MAX = 1000
 
 
-def sync(market: Market, request: SyncRequest, wallet: str, live_token: str) -> SyncAnswer:
+def sync(market: Market, request: SyncRequest, wallet: str, live_token: str, secret_key: bytes) -> SyncAnswer:
     """Where this wallet stands: its key's numbers, its unfinished jobs, its node with everything that holds cards."""
     session = market.identity.keys.get(request.key)
     if session is not None and session.wallet != wallet:
@@ -29,7 +29,7 @@ def sync(market: Market, request: SyncRequest, wallet: str, live_token: str) -> 
         jobs=_jobs(market, request.job_ids, wallet),
         node=_node(market, request.node_id, wallet),
         policy=market.policy,
-        secret_key=bytes.fromhex(market.matcher_key),
+        secret_key=secret_key,
     )
 
 
@@ -53,7 +53,17 @@ def _node(market: Market, node_id: str | None, wallet: str) -> SyncNode | None:
             held.append(sync_job(job, with_order=True))
         else:  # the job has gone on elsewhere, or is no longer in memory: only its cards are still held here
             held.append(SyncJob(job_id=allocation.job_id, state="gone", attempt=allocation.attempt, epoch=epoch, cards=allocation.cards))
-    return SyncNode(node_id=node_id, state=node.state.value, price_uusd_per_gpu_hour=node.price_uusd_per_gpu_hour, jobs=tuple(held))
+    return SyncNode(
+        node_id=node_id,
+        state=node.state.value,
+        price_uusd_per_gpu_hour=node.price_uusd_per_gpu_hour,
+        jobs=tuple(held),
+        draining=node.draining,
+        drain_reason=node.drain_reason,
+        drain_deadline_ms=node.drain_deadline_ms,
+        maintenance=node.maintenance,
+        banned=node.banned,
+    )
 
 
 def sync_job(job: Job, *, with_order: bool) -> SyncJob:

@@ -70,10 +70,11 @@ class PageClock:
 
 @dataclass(frozen=True)
 class MatcherKeys:
-    """The market's hot key and the secret behind the names of the live feeds."""
+    """The market's hot key, the secret behind the names of the live feeds, and the public key that buyers seal secrets to."""
 
     signing_key: SigningKey
     live_secret: bytes
+    sealing_public: bytes = b""
 
     def live_token(self, wallet: str) -> str:
         """What makes a wallet's feed impossible to name for others."""
@@ -382,7 +383,7 @@ class Matcher:
             request = wire.decode(message.data, wire.SyncRequest)
         except Malformed:
             return wire.encode(wire.Failure(code="malformed"))
-        return wire.encode(answers.sync(self.market, request, wallet, self._live_token(wallet)))
+        return wire.encode(answers.sync(self.market, request, wallet, self._live_token(wallet), self._keys.sealing_public))
 
     def _digest(self, message: Message) -> bytes:
         market = self.market

@@ -68,7 +68,7 @@ class MarketWorld:
         self.matcher = Matcher(
             self.connection,
             NatsLog(self.connection),
-            MatcherKeys(keys.page_key, keys.live_secret),
+            MatcherKeys(keys.page_key, keys.live_secret, keys.sealing_public),
             genesis=self.genesis(),
             snapshot_file=None,
             version="test",

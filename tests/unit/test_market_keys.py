@@ -54,3 +54,19 @@ def test_a_damaged_secret_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "keys" / "live.secret").write_text(content)
     with pytest.raises(IdentityError, match="damaged"):
         market_keys.load_or_make(tmp_path / "keys")
+
+
+def test_only_who_asks_for_it_gets_what_opens_secrets(tmp_path: Path) -> None:
+    keys = market_keys.load_or_make(tmp_path / "keys")
+    opens = market_keys.load_sealing_key(tmp_path / "keys")
+    assert keys.sealing_public == bytes(opens.verify_key)
+    assert bytes(opens) not in {bytes(market_keys.signing_key(seed)) for seed in (keys.sys, keys.callout, keys.market, keys.matcher)}
+    (tmp_path / "keys" / "sealing.seed").unlink()
+    assert keys == market_keys.load_or_make(tmp_path / "keys"), "the public half is enough for everybody else"
+
+
+def test_halves_that_do_not_fit_together_are_noticed(tmp_path: Path) -> None:
+    market_keys.load_or_make(tmp_path / "keys")
+    (tmp_path / "keys" / "sealing.public").write_text("ab" * 32)
+    with pytest.raises(IdentityError, match="damaged"):
+        market_keys.load_sealing_key(tmp_path / "keys")
