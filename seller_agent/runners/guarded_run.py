@@ -59,6 +59,10 @@ class Run:
         """Set once the run is being stopped."""
         self.killed = False
         self.main_gone = False
+        self.reaped_cpu_ms = 0
+        """Processor time of processes that were left behind and ended."""
+        self.cpu_ms = 0
+        self.peak_memory_mib = 0
 
     def set_limits(self, asked: Message) -> None:
         """Take the limits from a request to start; the run begins now."""

@@ -18,7 +18,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from seller_agent.runners.runner import Progress, RunKey, RunnerError, RunSpec, RunStatus, StopReason
+import msgspec
+
+from seller_agent.runners.runner import Progress, RunKey, RunnerError, RunSpec, RunStatus, RunUse, StopReason
 from seller_agent.runners.supervisor_link import Answer, Link, LinkLost, Report, dial, launch, lose
 
 IDLE_S = 1.0
@@ -160,6 +162,15 @@ class ProcessRunner:
 
     async def stop(self, key: RunKey, reason: StopReason, grace_s: int) -> None:
         await self._ask({"do": "stop", "name": key.name, "reason": reason, "grace_s": grace_s})
+
+    async def extend(self, key: RunKey, timeout_s: int) -> None:
+        """Move the deadline that the supervisor goes by."""
+        await self._ask({"do": "extend", "name": key.name, "timeout_s": timeout_s})
+
+    async def use(self, key: RunKey) -> RunUse | None:
+        """What the processes of its session and their descendants use; None once its own process is gone."""
+        use = (await self._ask({"do": "use", "name": key.name})).use
+        return RunUse(**msgspec.structs.asdict(use)) if use is not None else None
 
     async def remove(self, key: RunKey) -> None:
         """Forget an exited run. Raises RunnerError while it runs."""

@@ -27,6 +27,8 @@ FILES = (
     "runners/__init__.py",
     "runners/proc.py",
     "runners/guarded_run.py",
+    "runners/proc_use.py",
+    "runners/supervisor_client.py",
     "runners/supervisor_worker.py",
     "runners/supervisor.py",
 )

@@ -44,12 +44,22 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     detail: str = ""
 
 
+class Use(msgspec.Struct, frozen=True, kw_only=True):
+    """What the processes of a run use."""
+
+    cpu_ms: int
+    memory_mib: int
+    peak_memory_mib: int
+    pids: tuple[int, ...] = ()
+
+
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """A line from the supervisor: the answer to a request, or news."""
 
     id: int | None = None
     run: Report | None = None
     runs: tuple[Report, ...] = ()
+    use: Use | None = None
     refused: str | None = None
     message: str = ""
     hello: int | None = None

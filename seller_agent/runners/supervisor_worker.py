@@ -19,39 +19,17 @@ from collections.abc import Callable
 
 from seller_agent.runners import proc
 from seller_agent.runners.guarded_run import Message, Refused, Run, complain, read_record, spawn
+from seller_agent.runners.proc_use import measure
+from seller_agent.runners.supervisor_client import Client
 
 PROTOCOL = 1
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}\Z")
 TICK_S = 1.0
 SLICE_S = 0.002
-LINE_MAX_BYTES = 4 << 20
 UNREAD_MAX_BYTES = 16 << 20
 SWEEP_MAX_S = 10.0
-
-
-class Client:
-    """One connection: bytes that came in, bytes to go out."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self.connection = connection
-        self.incoming = b""
-        self.outgoing = b""
-
-    def say(self, message: Message) -> None:
-        self.outgoing += json.dumps(message).encode() + b"\n"
-
-    def hear(self) -> list[bytes] | None:
-        """The lines that are complete; None when the other side is gone or talks nonsense."""
-        try:
-            data = self.connection.recv(1 << 18)
-        except BlockingIOError:
-            return []
-        except OSError:
-            return None
-        if not data or len(self.incoming) > LINE_MAX_BYTES:
-            return None
-        *lines, self.incoming = (self.incoming + data).split(b"\n")
-        return lines
+LISTED_FOR_S = 0.2
+"""A list of all processes serves the questions about many runs that come together."""
 
 
 class Supervisor:
@@ -76,6 +54,8 @@ class Supervisor:
         self.child_ended = True
         self.leaving = False
         self.oom_kills = proc.oom_kills()
+        self.listed: list[proc.Process] = []
+        self.listed_at = -LISTED_FOR_S
 
     # Serving.
 
@@ -174,6 +154,8 @@ class Supervisor:
                 "list": self.report_all,
                 "status": self.status,
                 "renew": self.renew,
+                "extend": self.extend,
+                "use": self.use,
                 "stop": self.stop,
                 "remove": self.remove,
             }
@@ -234,6 +216,21 @@ class Supervisor:
                 self.wake_at = min(self.wake_at, run.due())
         return {}
 
+    def extend(self, asked: Message) -> Message:
+        run = self.runs.get(asked["name"])
+        if run is not None:
+            run.deadline = run.begun + asked["timeout_s"]
+            self.wake_at = min(self.wake_at, run.due())
+        return {}
+
+    def use(self, asked: Message) -> Message:
+        run = self.runs.get(asked["name"])
+        if run is None or run.pid not in self.guarded:
+            return {}
+        if time.monotonic() > self.listed_at + LISTED_FOR_S:
+            self.listed, self.listed_at = proc.processes(), time.monotonic()
+        return {"use": measure(run, proc.with_descendants(self.roots(run, self.listed), self.listed))}
+
     def stop(self, asked: Message) -> Message:
         run = self.runs.get(asked["name"])
         if run is not None and not run.main_gone and not run.exited:
@@ -293,11 +290,12 @@ class Supervisor:
     def signal_tree(self, run: Run, number: int) -> None:
         """To the run's process, its descendants, its session, and what these left behind."""
         everything = proc.processes()
-        roots = [
-            one.pid for one in everything if one.session == run.pid or (one.pid in self.strays and self.strays[one.pid][0] == run.name)
-        ]
-        for pid in proc.with_descendants([run.pid, *roots], everything):
+        for pid in proc.with_descendants(self.roots(run, everything), everything):
             proc.send_signal(pid, number)
+
+    def roots(self, run: Run, everything: list[proc.Process]) -> list[int]:
+        left = [one.pid for one in everything if one.session == run.pid or (one.pid in self.strays and self.strays[one.pid][0] == run.name)]
+        return [run.pid, *left]
 
     def reap(self) -> None:
         while True:
@@ -310,8 +308,10 @@ class Supervisor:
             run = self.guarded.pop(ended.si_pid, None)
             if run is not None:
                 proc.kill_group(run.pid)  # before the pid is free for others
-            _, code = os.waitpid(ended.si_pid, 0)
-            self.strays.pop(ended.si_pid, None)
+            _, code, spent = os.wait4(ended.si_pid, 0)
+            owner = self.runs.get(self.strays.pop(ended.si_pid, (None, frozenset()))[0] or "") or run
+            if owner is not None:
+                owner.reaped_cpu_ms += int((spent.ru_utime + spent.ru_stime) * 1000)
             if run is not None:
                 self.note_end(run, os.waitstatus_to_exitcode(code))
         self.settle()
