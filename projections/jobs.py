@@ -168,7 +168,7 @@ def match(job: Job, event: JobMatched, seq: int, now_ms: int, node_wallet: str) 
 
 def after_failure(job: Job, reason: Reason, auto_retry: bool) -> JobState:
     """Queued again when the reason is not the job's fault and an attempt is left, else failed."""
-    if auto_retry and REASONS[reason].retried and job.attempts <= job.submitted.retries:
+    if auto_retry and REASONS[reason].retried and job.attempts <= job.submitted.retries and not job.closing:
         return QUEUED
     return FAILED
 

@@ -24,6 +24,9 @@ from events.jobs import (
     JobSucceeded,
     JobTimedOut,
     LeaseExpired,
+    SessionCloseRequested,
+    SessionReady,
+    UsageRecorded,
 )
 from events.reasons import Reason, Refusal
 from events.values import BlobRef
@@ -60,6 +63,8 @@ class Stop(StrEnum):
     """Why we end a run; recorded before any signal."""
 
     CANCEL = "cancel"  # somebody asked in the ledger
+    CLOSE = "close"  # the buyer ends a session with its work saved
+    UNREADY = "unready"  # a session that nobody could connect to in time
     EVICT = "evict"  # the node's owner wants it back
     LEASE = "lease"  # no beat was answered for too long
     CARD = "card"  # a card of it does not answer any more
@@ -95,6 +100,8 @@ class Attempt(msgspec.Struct, kw_only=True, omit_defaults=True):
     # how it stands in the ledger
     standing: Standing = Standing.MATCHED
     cancelled_by: str = ""
+    closing: bool = False
+    """The buyer asked for the session to be closed."""
     # what has been done about it here
     answered: bool = False
     """A claim or a refusal of the match is under way."""
@@ -106,6 +113,8 @@ class Attempt(msgspec.Struct, kw_only=True, omit_defaults=True):
     """The preparing was told to end."""
     run: Run = Run.NONE
     started_told: bool = False
+    ready_told: bool = False
+    """The market knows that the session may be connected to."""
     stop: Stop | None = None
     stop_told: bool = False
     failure: Reason | None = None
@@ -149,6 +158,8 @@ def hear(attempt: Attempt, event: Event, sender: str) -> None:
             attempt.standing = Standing.GONE  # final in that very turn: a claim that comes later is void
         elif attempt.standing is Standing.CLAIMED:
             attempt.cancelled_by = sender
+    elif isinstance(event, SessionCloseRequested) and event.job_id == attempt.job_id:
+        attempt.closing = attempt.standing is Standing.CLAIMED
 
 
 def _hear_attempt(attempt: Attempt, event: AttemptEvent) -> None:
@@ -158,6 +169,8 @@ def _hear_attempt(attempt: Attempt, event: AttemptEvent) -> None:
                 attempt.standing = Standing.CLAIMED
         case JobStarted():
             attempt.started_told = True
+        case SessionReady():
+            attempt.ready_told = True
         case JobDeclined() | LeaseExpired() | GpusReleased():
             attempt.standing = Standing.GONE
         case JobSucceeded() | JobFailed() | JobTimedOut() | JobCancelled():
@@ -176,7 +189,7 @@ def refused(attempt: Attempt, event: AttemptEvent, refusal: Refusal) -> None:
                 attempt.disowned = True
             else:
                 attempt.standing = Standing.GONE
-        case JobStarted():
+        case JobStarted() | SessionReady() | UsageRecorded():
             pass
         case _:
             if attempt.standing is Standing.CLAIMED:

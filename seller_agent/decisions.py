@@ -87,7 +87,7 @@ def reason_to_decline(attempt: Attempt, node: Node) -> str:
         return "the node takes no new jobs"
     if order.kind is not JobKind.BATCH and not node.sessions:
         return "the node serves no sessions"
-    if not order.program.argv:
+    if order.kind is JobKind.BATCH and not order.program.argv:
         return "the job names no command"
     if any(card not in node.known_cards for card in attempt.cards):
         return "a card of the match is not one of this node"
@@ -115,6 +115,8 @@ def _find_reason_to_stop(attempt: Attempt, node: Node, now_boot_ms: int) -> None
         return
     if attempt.cancelled_by:
         attempt.stop = Stop.CANCEL
+    elif attempt.closing:
+        attempt.stop = Stop.CLOSE
     elif lapsed(attempt, node, now_boot_ms):
         attempt.stop = Stop.LEASE
     elif node.evicting:

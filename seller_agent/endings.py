@@ -32,6 +32,7 @@ STOPPED_FOR = {
     Stop.LEASE: Reason.LEASE_EXPIRED,
     Stop.LOST: Reason.LEASE_EXPIRED,
     Stop.CARD: Reason.GPU_LOST,
+    Stop.UNREADY: Reason.CONTAINER_ERROR,
 }
 TIMED_OUT = frozenset({Reason.RUN_TIMEOUT, Reason.ESTIMATE_EXCEEDED, Reason.BUDGET_EXHAUSTED, Reason.IDLE, Reason.LOW_UTILISATION})
 
@@ -59,6 +60,8 @@ def ended_for(attempt: Attempt) -> Reason:
     status = attempt.status
     if attempt.failure is not None:
         return attempt.failure
+    if attempt.stop is Stop.CLOSE:
+        return (attempt.saved_as or Saved()).failure or Reason.SESSION_CLOSED
     if status is None:
         return STOPPED_FOR.get(attempt.stop or Stop.LOST, Reason.EVICTED)
     if status.error is not None:
@@ -94,7 +97,7 @@ Ending = JobSucceeded | JobFailed | JobTimedOut | JobCancelled
 def end_event(attempt: Attempt) -> Ending:
     """The one report of how the attempt ended."""
     reason, status, saved = ended_for(attempt), attempt.status, attempt.saved_as or Saved()
-    if reason is Reason.EXITED_ZERO:
+    if reason in (Reason.EXITED_ZERO, Reason.SESSION_CLOSED):
         kind: type[Ending] = JobSucceeded
     elif reason in (Reason.CANCELLED_BY_BUYER, Reason.CANCELLED_BY_OPERATOR):
         kind = JobCancelled

@@ -41,6 +41,7 @@ def attempt_of(job: SyncJob) -> Attempt:
         timeout_s=job.timeout_s or 1,
         standing=standing_of(job),
         output_token=job.output_token,
+        closing=job.closing,
         answered=job.state != "matched",
     )
 
@@ -84,7 +85,9 @@ def _hold(attempt: Attempt, job: SyncJob) -> None:
     attempt.answered = attempt.standing is not Standing.MATCHED
     if job.state == "stopping":
         attempt.cancelled_by = attempt.cancelled_by or job.buyer
+    attempt.closing = attempt.closing or job.closing
     attempt.started_told = job.state in STARTED_STATES
+    attempt.ready_told = job.ready
     if attempt.standing is Standing.CLAIMED:
         attempt.reported = False
     if attempt.standing is not Standing.GONE:
@@ -131,12 +134,12 @@ def catch_up(attempts: dict[int, Attempt], held: Iterable[SyncJob], as_of_seq: i
     changed = []
     for epoch, attempt in attempts.items():
         job = jobs.pop(epoch, None)
-        before = (attempt.standing, attempt.cancelled_by, attempt.timeout_s)
+        before = (attempt.standing, attempt.cancelled_by, attempt.closing, attempt.timeout_s)
         if job is not None:
             _advance(attempt, job)
         elif epoch <= as_of_seq:
             attempt.standing = Standing.GONE
-        if before != (attempt.standing, attempt.cancelled_by, attempt.timeout_s):
+        if before != (attempt.standing, attempt.cancelled_by, attempt.closing, attempt.timeout_s):
             changed.append(attempt)
     for job in jobs.values():
         attempt = attempts[job.epoch] = attempt_of(job)
@@ -152,5 +155,6 @@ def _advance(attempt: Attempt, job: SyncJob) -> None:
     attempt.timeout_s = max(attempt.timeout_s, job.timeout_s)
     if job.state == "stopping":
         attempt.cancelled_by = attempt.cancelled_by or job.buyer
+    attempt.closing = attempt.closing or job.closing
     if job.output_token and not attempt.output_token:
         attempt.output_token = job.output_token
