@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from buyer_cli.inputs import InputFile, Notice, input_files
+from buyer_cli.secret_values import Ask, SecretReader, SecretValues
 from buyer_cli.spec import Layer, SpecError, Wish, default_name, flag_layer, merge, script_argv, wishes
 from buyer_cli.spec_files import Script, block_layer, checked_script, read_job_file, read_script, read_standard_input
 
@@ -21,6 +22,7 @@ class Plan(NamedTuple):
     wish: Wish
     argv: tuple[str, ...]
     files: tuple[InputFile, ...]
+    secrets: SecretValues = SecretValues()
 
     @property
     def inputs_bytes(self) -> int:
@@ -44,14 +46,15 @@ def requirement_layers(asked: Asked, flags: Mapping[str, object], allow_simulate
     return [layer for _, layer in _jobs(asked, flags, allow_simulated)]
 
 
-def plans(asked: Asked, flags: Mapping[str, object], allow_simulated: bool, notice: Notice) -> list[Plan]:
-    """Every job that was asked for. Raises SpecError."""
+def plans(asked: Asked, flags: Mapping[str, object], allow_simulated: bool, notice: Notice, ask: Ask | None = None) -> list[Plan]:
+    """Every job that was asked for; `ask` asks the person for a secret. Raises SpecError."""
     found = []
+    secrets = SecretReader(ask, notice)
     for script, layer in _jobs(asked, flags, allow_simulated):
         argv = _argv(script, layer)
         executable = argv[0] == f"./{script.name}" if script else False
         files = tuple(input_files(script, executable, layer.get("in", ()), notice))
-        found += [Plan(wish, argv, files) for wish in wishes(layer)]
+        found += [Plan(wish, argv, files, secrets.read(wish.secrets)) for wish in wishes(layer)]
     return found
 
 

@@ -43,6 +43,8 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     target: Target | None = None
     image: str | None = None
     env: dict[str, str] = {}
+    secrets: dict[str, str | None] = {}
+    """Their names, each with the file that holds it, or None: from the environment, or asked for."""
     max_price_uusd_per_gpu_hour: int | None = None
     max_total_uusd: int | None = None
     timeout_s: int
@@ -91,6 +93,7 @@ def _unknown(name: str) -> tuple[str, str]:
 
 
 def _shown(value: object) -> str:
+    value = " ".join(map(str, value)) if isinstance(value, tuple) else value
     text = value if isinstance(value, str) else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
@@ -104,11 +107,15 @@ def _read(key: Key, value: object, place: Any) -> object:
                 texts = value if isinstance(value, list | tuple) else [value]
                 return tuple(key.read(_text(text)) for text in texts)
             case Shape.TABLE:
-                return dict(key.read(*entry) for entry in _entries(value))
+                return dict(key.read(*entry) for entry in _entries(value, key.bare))
     except BadValue as error:
-        raise SpecError(
-            place(_shown(value if not isinstance(value, tuple) else " ".join(map(str, value)))), error.why, error.hint
-        ) from None
+        raise SpecError(place(_shown(_without_values(value) if key.hidden else value)), error.why, error.hint) from None
+
+
+def _without_values(value: object) -> object:
+    """The names of a table: who mistakes what goes where does not find a secret on the screen."""
+    entries = list(value) if isinstance(value, dict | list | tuple) else [value]
+    return tuple(str(entry).partition("=")[0] for entry in entries)
 
 
 def _text(value: object) -> str:
@@ -120,12 +127,11 @@ def _text(value: object) -> str:
     raise BadValue("it must be a text or a number", "one value")
 
 
-def _entries(value: object) -> list[tuple[str, str]]:
+def _entries(value: object, bare: bool) -> list[tuple[str, str | None]]:
     if isinstance(value, dict):
         return [(str(name), _text(text)) for name, text in value.items()]
-    if isinstance(value, list | tuple):
-        return [pair(_text(text)) for text in value]
-    return [pair(_text(value))]
+    texts = [_text(text) for text in (value if isinstance(value, list | tuple) else [value])]
+    return [(text, None) if bare and "=" not in text else pair(text) for text in texts]
 
 
 def merge(layers: Sequence[Layer]) -> Layer:
@@ -156,6 +162,7 @@ def _wish(layer: Layer, target: Target | None) -> Wish:
         target=target,
         image=get("image"),
         env=get("env", {}),
+        secrets=get("secret", {}),
         max_price_uusd_per_gpu_hour=get("max-price"),
         max_total_uusd=get("max-total"),
         timeout_s=timeout_s,

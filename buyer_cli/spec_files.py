@@ -133,7 +133,7 @@ def _jobs(content: dict[str, Any], place: str) -> list[Layer]:
     layers = []
     for number, table in enumerate(tables, 1):
         layer = {**shared, **file_layer(table, f"{place}: job {number}" if len(tables) > 1 else place)}
-        for name in ("label", "env"):
+        for name in ("label", "env", "secret"):
             if name in shared and name in layer:
                 layer[name] = {**shared[name], **layer[name]}
         layers.append(layer)
@@ -145,6 +145,8 @@ def _relative_to(folder: Path, layer: Layer) -> Layer:
     moved = dict(layer)
     if "script" in layer:
         moved["script"] = str(folder / layer["script"])
+    if "secret" in layer:
+        moved["secret"] = {name: file if file is None else str(folder / file) for name, file in layer["secret"].items()}
     if "in" in layer:
         # Joining drops the `.` that means "this folder's content".
         moved["in"] = tuple(f"{folder}/." if path in (".", "./") else str(folder / path) for path in layer["in"])

@@ -20,6 +20,7 @@ NAME = re.compile(r"\A[A-Za-z0-9][A-Za-z0-9 ._@+-]{0,63}\Z")
 _LABEL_KEY = re.compile(r"\A[a-z][a-z0-9._-]{0,31}\Z")
 _LABEL_VALUE = re.compile(r"\A[A-Za-z0-9 ._@:/+-]{0,63}\Z")
 _ENV_NAME = re.compile(r"\A[A-Za-z_][A-Za-z0-9_]{0,63}\Z")
+_SECRET = re.compile(r"\A[A-Za-z_][A-Za-z0-9_.-]{0,63}\Z")
 _SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS)\Z", re.IGNORECASE)
 
 
@@ -43,6 +44,10 @@ class Key(NamedTuple):
     short: str = ""
     flag: bool = True
     """Whether it is a flag as well; the others stand in files only."""
+    hidden: bool = False
+    """What is given for it is not repeated in messages; of a table, only the names."""
+    bare: bool = False
+    """A table whose entries may be names alone."""
 
 
 def _choice(kind: type[StrEnum]) -> Callable[[str], StrEnum]:
@@ -89,11 +94,19 @@ def _env(key: str, value: str) -> tuple[str, str]:
     if _SECRET_NAME.search(key):
         raise BadValue(
             "its name says that it is a secret, and what stands in a job's environment is in the ledger for ever, for all to read",
-            "put it into a file and ship that with --in: only you and the node that runs the job can read it",
+            f"--secret {key} instead: the job reads it from the file /run/secrets/{key}",
         )
     if len(value.encode()) > 4096 or "\0" in value:
         raise BadValue("a variable holds at most 4096 bytes and no zero byte", "ship it as a file with --in")
     return key, value
+
+
+def _secret(name: str, file: str | None) -> tuple[str, str | None]:
+    if not _SECRET.match(name):
+        raise BadValue("a secret's name is letters, digits, . _ and -, at most 64, and begins with a letter", "--secret HF_TOKEN=token.txt")
+    if file is not None and (not file or "\0" in file):
+        raise BadValue("no file is named after =", f"--secret {name} alone takes it from the environment, or asks")
+    return name, file
 
 
 def _path(text: str) -> str:
@@ -150,7 +163,16 @@ KEYS: tuple[Key, ...] = (
         "Name of the job. Default: that of the script.",
     ),
     Key("label", _label, "KEY=VALUE", "A label to find the job by.", Shape.TABLE),
-    Key("env", _env, "KEY=VALUE", "A variable in the job's environment. Everybody can read it.", Shape.TABLE),
+    Key("env", _env, "KEY=VALUE", "A variable in the job's environment. Everybody can read it.", Shape.TABLE, hidden=True),
+    Key(
+        "secret",
+        _secret,
+        "NAME[=FILE]",
+        "A secret, for the job in /run/secrets/NAME: from FILE, else from the environment, else asked for.",
+        Shape.TABLE,
+        hidden=True,
+        bare=True,
+    ),
     Key("in", _path, "PATH", "A file or folder to ship; `.` ships this folder's content.", Shape.MANY),
     Key("out", _path, "DIR", "Where results go. Default ./results/JOB."),
     Key("network", _choice(Network), "none|egress", "What of the network the job sees. Default none."),
@@ -159,5 +181,5 @@ KEYS: tuple[Key, ...] = (
     Key("allow-simulated", quantities.yes_or_no, "", "Simulated cards will do.", Shape.SWITCH),
 )
 BY_NAME: dict[str, Key] = {key.name: key for key in KEYS}
-LATER = frozenset({"secret", "nodes", "org", "estimate-limit", "idle-timeout", "min-utilisation", "gpu-memory-limit"})
+LATER = frozenset({"nodes", "org", "estimate-limit", "idle-timeout", "min-utilisation", "gpu-memory-limit"})
 """Names that the contract keeps for what this version cannot do: refused, never swallowed."""

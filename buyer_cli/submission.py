@@ -14,10 +14,12 @@ import msgspec
 
 from buyer_cli import render
 from buyer_cli.api_reads import Api
+from buyer_cli.complaint import Complaint
 from buyer_cli.finding import find_node
 from buyer_cli.inputs import InputFile
 from buyer_cli.placing import Manner, agreed
 from buyer_cli.planning import Plan
+from buyer_cli.secret_values import SecretValues
 from buyer_cli.session import asks_files
 from buyer_cli.spec import submission
 from buyer_cli.terminal import Terminal
@@ -25,6 +27,7 @@ from events import files, ids
 from events.errors import MarketUnreachable, Refused
 from events.jobs import JobSubmitted
 from events.market_client import MarketClient
+from events.sealing import Secrets, seal
 from events.values import BlobRef
 
 ANSWER_S = 30.0
@@ -81,9 +84,22 @@ async def submit(
         if plan.files:
             inputs, size = stored[key]
             order = msgspec.structs.replace(order, program=msgspec.structs.replace(order.program, inputs=inputs, inputs_bytes=size))
+        if plan.secrets:
+            order = await _with_secrets(client, order, plan.secrets)
         sending(order.job_id)
         done.append(Submitted(order, plan, await _publish(client, order)))
     return done
+
+
+async def _with_secrets(client: MarketClient, order: JobSubmitted, secrets: SecretValues) -> JobSubmitted:
+    """The job with its secrets, sealed to the market's key and stored. Raises Refused, Complaint, MarketUnreachable."""
+    key = (client.last_sync or await client.sync()).secret_key
+    if not key:
+        raise Complaint("no_secrets", "This market takes no secrets.", "It has no key to seal them to.", "leave --secret out")
+    box = seal(Secrets(job_id=order.job_id, buyer=client.wallet, values=dict(secrets.values)), key)
+    stored = await files.put_bytes(asks_files(client), box)
+    program = msgspec.structs.replace(order.program, secrets=stored, secret_names=tuple(sorted(secrets.values)))
+    return msgspec.structs.replace(order, program=program)
 
 
 async def _publish(client: MarketClient, order: JobSubmitted) -> int:

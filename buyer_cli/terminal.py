@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from getpass import getpass
 from typing import Any
 
 from buyer_cli.render import columns
@@ -98,6 +99,10 @@ class Terminal:
         sys.stderr.write(f"{question}{f' [{default}]' if default else ''}: ")
         sys.stderr.flush()
         return sys.stdin.readline().strip() or default
+
+    def ask_secret(self, question: str) -> str:
+        """A line from the person that is not shown as it is typed."""
+        return getpass(f"{question}: ", sys.stderr)
 
     @contextmanager
     def progress(self, label: str, total_bytes: int) -> Iterator[Advance]:

@@ -22,6 +22,12 @@ from buyer_cli.submission import Submitted, submit
 from events.market_client import MarketClient
 
 
+def planned(caller: Caller, asked: Asked, flags: dict[str, object]) -> list[Plan]:
+    """What was asked for, with the files and secrets on this machine that it takes. Raises SpecError."""
+    terminal = caller.terminal
+    return plans(asked, flags, caller.settings.allow_simulated, terminal.note, terminal.ask_secret if terminal.is_interactive else None)
+
+
 def _submission_flags(function: Any) -> Any:
     """What `run` and `submit` share besides the specification."""
     function = click.option("--now", is_flag=True, help="Refuse (exit 5) when nobody can run it at present.")(function)
@@ -61,7 +67,7 @@ def run(
     The script and each --in PATH lie in the job's working directory; what it writes to $BAZAAR_OUT is fetched to --out.
     """
     asked = Asked(script, code, ctx.obj, job_file)
-    made = plans(asked, flags, caller.settings.allow_simulated, caller.terminal.note)
+    made = planned(caller, asked, flags)
     if detach:
         return _detached(caller, made, Manner(yes, now))
     journey = _Journey(caller, made, Manner(yes, now), propagate_exit, raw)
@@ -92,7 +98,7 @@ def submit_(
     asked = Asked(script, code, ctx.obj, job_file)
     if asked == Asked() and caller.terminal.is_interactive:
         asked, flags = _interview(caller, flags)
-    return _detached(caller, plans(asked, flags, caller.settings.allow_simulated, caller.terminal.note), Manner(yes, now))
+    return _detached(caller, planned(caller, asked, flags), Manner(yes, now))
 
 
 def _interview(caller: Caller, flags: dict[str, object]) -> tuple[Asked, dict[str, object]]:

@@ -140,6 +140,23 @@ def test_a_variable_that_names_a_secret_is_refused(name: str) -> None:
     with pytest.raises(SpecError) as caught:
         flag_layer({"env": (f"{name}=hunter2",)})
     assert "ledger for ever" in caught.value.why
+    assert f"/run/secrets/{name}" in caught.value.hint
+    assert "hunter2" not in f"{caught.value} {caught.value.hint}"
+
+
+def test_a_secret_is_a_name_or_a_name_and_a_file() -> None:
+    layer = flag_layer({"secret": ("HF_TOKEN", "ssh.key=id_ed25519")})
+    assert {"HF_TOKEN": None, "ssh.key": "id_ed25519"} == layer["secret"]
+    merged = merge([file_layer({"secret": ["HF_TOKEN", "A=a.txt"]}, "job.toml"), flag_layer({"secret": ("A=b.txt",)})])
+    [wish] = wishes({"command": ("ls",), **merged})
+    assert {"HF_TOKEN": None, "A": "b.txt"} == wish.secrets
+
+
+@pytest.mark.parametrize("text", ["=hunter2", "a/b=hunter2", "-x=hunter2", "K=", "K" * 65, "K\n=hunter2", "K=hunt\0er2"])
+def test_a_secret_that_cannot_be_meant_is_refused_without_repeating_it(text: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        flag_layer({"secret": (text,)})
+    assert "hunter2" not in f"{caught.value} {caught.value.hint}"
 
 
 @pytest.mark.parametrize(
