@@ -45,7 +45,8 @@ LOOK_S = 1.0
 RENEW_RETRY_S = 30.0
 
 
-Renew = Callable[[], Awaitable[Session]]
+Renew = Callable[..., Awaitable[Session]]
+"""Called with `fresh=True` when the session that lies here is over by the market's clock, whatever ours says."""
 
 
 async def ask_hello(url: str, *, wait_s: float = 0.0, timeout_s: float = CALL_S) -> Hello:
@@ -97,6 +98,7 @@ class MarketClient:
         """Our node that every sync tells of."""
         self.last_sync: SyncAnswer | None = None
         self.last_tick: Tick | None = None
+        self._tick_s = 0.0
         self.connection = Connection(url, _login(session), name)
         self._name = name
         self._renew = renew
@@ -270,6 +272,8 @@ class MarketClient:
     async def _renew_session(self, renew: Renew) -> None:
         try:
             session = await renew()
+            if session.key == self.session.key and session.ends_within(self._market_ms()):
+                session = await renew(fresh=True)
         except BazaarError as error:
             log.warning("%s: the session could not be renewed: %s %s", self._name, error.what, error.why)
             self._sender.keep_session()
@@ -362,6 +366,7 @@ class MarketClient:
     def _on_tick(self, message: Message) -> None:
         try:
             self.last_tick = wire.decode(message.data, Tick)
+            self._tick_s = self._loop.time()
         except Malformed as error:
             log.warning("%s: a tick cannot be read: %.100s", self._name, error)
 
@@ -375,5 +380,11 @@ class MarketClient:
             tick, known = self.last_tick, self.last_sync
             if tick is not None and known is not None and tick.seq > known.as_of_seq and now_s - self._heard_s > STALE_S:
                 self._sync_wanted.set()
-            if self._renew is not None and self.session.ends_within(int(time.time() * 1000)):
+            if self._renew is not None and self.session.ends_within(self._market_ms()):
                 self._want_session()
+
+    def _market_ms(self) -> int:
+        """The market's clock: it decides when a session is over. Ours stands in before the first tick."""
+        if self.last_tick is None:
+            return int(time.time() * 1000)
+        return self.last_tick.time_ms + int((self._loop.time() - self._tick_s) * 1000)

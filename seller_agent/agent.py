@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from events.fact import Event
 from events.feed import Received
 from events.jobs import AttemptEvent, JobMatched
 from events.market_client import MarketClient
-from events.nodes import NodeLost, NodeOffered, NodeWithdrawn
+from events.nodes import NodeLost, NodeOffered, NodeResumed, NodeWithdrawn
 from events.wire import BeatAnswer, SyncAnswer
 from seller_agent import workspace
 from seller_agent.attempts import Attempt, Standing, hear
@@ -31,6 +30,7 @@ from seller_agent.journal import Journal, Leases
 from seller_agent.machine import CardWatch, run_card
 from seller_agent.reconcile import catch_up, restore
 from seller_agent.runners.runner import Runner, RunnerError, RunStatus
+from seller_agent.steering import Steering
 
 log = structlog.get_logger("seller")
 
@@ -52,7 +52,8 @@ class OtherAgent(BazaarError):
 
 
 class Agent:
-    """One node. `offer` makes the offer as it should be now, `watch` reads the cards; `delegated`: its session cannot be renewed here."""
+    """One node. `offer` makes the offer as it should be now, `watch` reads the cards; `delegated`: its session cannot be renewed here;
+    `keep_price`: that of the ledger stands, not the offer's; `resume`: a drain ends with the offer."""
 
     def __init__(
         self,
@@ -64,6 +65,8 @@ class Agent:
         watch: CardWatch,
         say: Callable[[str], None],
         delegated: bool = False,
+        keep_price: bool = False,
+        resume: bool = False,
     ) -> None:
         self._identity = identity
         self._folder = folder
@@ -71,8 +74,10 @@ class Agent:
         self._make_offer = offer
         self._watch = watch
         self._say = say
-        self._delegated = delegated
+        self._keep_price = keep_price
+        self._resume = resume
         self._node = Node(accepting=True)
+        self._steering = Steering(self._node, say, delegated=delegated)
         self._journal = Journal(folder / "journal.db")
         self._client: MarketClient | None = None
         self._hands: Hands | None = None
@@ -84,7 +89,6 @@ class Agent:
         self._offering = asyncio.Lock()
         self._wants_offer = True
         self._synced_ms = 0
-        self._warned_of = b""
         self._leaving = asyncio.Event()
         self._abandoning = asyncio.Event()
         self._failure: BaseException | None = None
@@ -179,7 +183,7 @@ class Agent:
         held = answer.node.jobs if answer.node is not None else ()
         attempts = restore(kept, found, held, same_boot=same_boot, now_boot_ms=boot_ms())
         self._journal.answered(Leases(boot_id=self._identity.boot_id, sent_boot_ms=sent))
-        self._learn(answer)
+        self._learn(answer, price=self._keep_price)
         known = {attempt.key.name for attempt in attempts}
         for folder in await asyncio.to_thread(workspace.strays, self._folder / "runs", known):
             await asyncio.to_thread(workspace.delete, folder)
@@ -213,11 +217,13 @@ class Agent:
                 log.warning("waiting for the market", why=error.why)
                 await asyncio.sleep(RETRY_S)
 
-    def _learn(self, answer: SyncAnswer) -> None:
+    def _learn(self, answer: SyncAnswer, *, price: bool) -> None:
         assert self._hands is not None
         self._hands.policy = answer.policy
         self._node.lease_s = answer.policy.lease_s
         self._synced_ms = boot_ms()
+        self._steering.learn(answer.node, price=price)
+        self._obey()
 
     def _know_cards(self, offer: NodeOffered) -> None:
         assert self._hands is not None
@@ -249,6 +255,9 @@ class Agent:
         elif isinstance(event, NodeLost):
             if event.node_id == self._identity.node_id and self._beats is not None:
                 self._beats.soon()  # its answer says whether we must offer again
+        elif self._steering.hear(event, self._identity.node_id):
+            self._obey()
+            self._hands.advance_all()
         else:
             self._hear_of_job(event, received.sender)
 
@@ -282,7 +291,7 @@ class Agent:
         if self._waiting is not None:
             return
         assert self._hands is not None
-        self._learn(answer)
+        self._learn(answer, price=0 < self._offered_seq <= answer.as_of_seq)
         held = answer.node.jobs if answer.node is not None else ()
         for attempt in catch_up(self._hands.attempts, held, answer.as_of_seq):
             if not attempt.lease_sent_boot_ms:
@@ -294,12 +303,15 @@ class Agent:
     async def _keep_offering(self) -> None:
         """Offer, and again until the market has taken it."""
         await self._offer_now()
+        if self._resume and self._steering.orders.draining:
+            assert self._client is not None
+            self._client.enqueue(NodeResumed(node_id=self._identity.node_id))
         self.ready.set()
 
     async def _offer_now(self) -> None:
         assert self._client is not None and self._beats is not None
         async with self._offering:
-            offer = self._make_offer()
+            offer = self._steering.priced(self._make_offer())
             self._know_cards(offer)
             [ticket] = self._client.enqueue(offer)
             outcome = await ticket
@@ -313,10 +325,11 @@ class Agent:
         """A wallet made in this home later is taken as well; so is a card's health."""
         while True:
             await asyncio.sleep(WALLETS_LOOK_S)
-            if self._wants_offer and self._offer is not None and self._make_offer() != self._offer:
+            if self._wants_offer and self._offer is not None and self._steering.priced(self._make_offer()) != self._offer:
                 await self._offer_now()
 
     async def _on_beat(self, answer: BeatAnswer) -> None:
+        self._steering.clock.heard(answer.time_ms, boot_ms())
         if answer.other_boot:
             raise OtherAgent(
                 why=f"Its boot is {answer.other_boot[:40]}; this one is {self._identity.boot}.",
@@ -359,7 +372,7 @@ class Agent:
         assert self._hands is not None and self._client is not None
         while True:
             await asyncio.sleep(TICK_S)
-            self._look_at_session()
+            self._obey()
             self._node.sick = self._watch.sick()
             self._hands.advance_all()
             if boot_ms() - self._synced_ms > RESYNC_S * 1000:
@@ -368,19 +381,12 @@ class Agent:
             if not self._wants_offer and not self._hands.attempts:
                 self._leaving.set()
 
-    def _look_at_session(self) -> None:
-        """A session key that ends is said in time; at its end no new jobs are taken, and running ones finish."""
+    def _obey(self) -> None:
+        """What the owner has ordered and the session allows, unless we are on our way out anyway."""
         assert self._client is not None
-        session, now_ms = self._client.session, int(time.time() * 1000)
-        ended = session.ends_within(now_ms, 0)
-        if self._delegated and now_ms >= session.warn_from_ms() and session.key != self._warned_of:
-            self._warned_of = session.key
-            left_h = max(0, session.expires_ms - now_ms) // 3_600_000
-            self._say(
-                f"The delegation of this node ends in {left_h} h; then no new jobs are taken. Run `bazaar login --role seller` in time."
-            )
+        self._steering.look_at_session(self._client.session, boot_ms())
         if not self._leaving.is_set() and self._wants_offer:
-            self._node.accepting = not ended
+            self._steering.obey(boot_ms())
 
 
 def _is_to_be_reported(attempt: Attempt) -> bool:

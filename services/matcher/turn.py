@@ -45,7 +45,7 @@ def turn(market: Market, arrivals: list[Arrival], beats: list[BeatArrival], now_
     _match(draft)
     # 4. Account: with payments `none` every bill is a fold of its job; holds and captures will be put down here.
     draft.close()
-    answers = [_answer(market, renewed, beat) for beat, renewed in heard]
+    answers = [_answer(market, renewed, beat, now_ms) for beat, renewed in heard]
     return draft.closed, Answers(draft.loose_frames(), answers)
 
 
@@ -99,10 +99,10 @@ def _renew(market: Market, memory: Memory, arrival: BeatArrival, now_ms: int) ->
     return Renewal(tuple(renewed), tuple(gone), "", True)
 
 
-def _answer(market: Market, renewal: Renewal, arrival: BeatArrival) -> BeatAnswer:
+def _answer(market: Market, renewal: Renewal, arrival: BeatArrival, now_ms: int) -> BeatAnswer:
     node = market.nodes.get(arrival.beat.node_id)
     return BeatAnswer(
-        time_ms=market.time_ms,
+        time_ms=max(now_ms, market.time_ms),
         seq=market.last_seq,
         page_hash=market.page_hash,
         prev=market.last_seq_of.get(arrival.wallet, 0),

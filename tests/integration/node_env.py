@@ -179,12 +179,18 @@ class RunningAgent:
         """A fresh one, as after every start."""
         return ProcessRunner(self.folder / "runs", idle_s=1.0)
 
-    async def start(self, *, ready: bool = True, boot: str = "boot") -> RunningAgent:
+    async def start(self, *, ready: bool = True, boot: str = "boot", **options: Any) -> RunningAgent:
         (self.folder / "runs").mkdir(parents=True, exist_ok=True)
         self.runner = self.make_runner()
         identity = NodeIdentity(self.node_id, boot, boot_id(), "test")
         self.agent = Agent(
-            identity, self.folder, self.runner, offer=self.offer, watch=CardWatch(self.inventory.cards), say=self.world.said.append
+            identity,
+            self.folder,
+            self.runner,
+            offer=self.offer,
+            watch=CardWatch(self.inventory.cards),
+            say=self.world.said.append,
+            **options,
         )
         self.client = await self.world.market.client(self.session, self.home, lane=self.node_id)
         self.client.node_id = self.node_id

@@ -10,9 +10,10 @@ import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from integration.broker_env import MARKET_ID, World, until, world
+from integration.broker_env import MARKET_ID, World, now_ms, until, world
 from integration.market_env import MarketWorld, a_job, a_market, session_of, signer
 
 from events import home, subjects, wire
@@ -21,6 +22,7 @@ from events.feed import Received
 from events.jobs import JobCancelRequested
 from events.login import open_client
 from events.market_client import ask_hello
+from events.nats_client import Message
 from events.reasons import Refusal
 from events.session import Session, SessionStore, make_session, write_session
 from events.values import Program, Role
@@ -271,6 +273,22 @@ async def test_a_session_near_its_end_is_followed_by_another_and_nothing_is_lost
     second = await client.submit(a_job(), timeout_s=ANSWERED_S)
     assert (2, None, 2, None) == (first.number, first.reason, second.number, second.reason), "numbers start anew with each key"
     assert 2 == len(market.matcher.market.identity.keys)
+
+
+async def test_a_session_that_is_over_for_the_market_alone_is_followed_by_another(
+    market: MarketWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Our clock is an hour slow: by it the session that lies here still holds."""
+    monkeypatch.setattr("events.market_client.time", SimpleNamespace(time=lambda: now_ms() / 1000 - 3600))
+    over, renewed = session_of(1, validity_ms=50_000), session_of(1)
+
+    async def renew(*, fresh: bool = False) -> Session:
+        return renewed if fresh else over
+
+    client = await market.client(over, renew=renew)
+    client._on_tick(Message(subjects.LIVE_MARKET, wire.encode(wire.Tick(seq=1, page_hash=b"", time_ms=now_ms()))))
+    await until(lambda: client.session.key == renewed.key, "the new session")
+    assert None is (await client.submit(a_job(), timeout_s=ANSWERED_S)).reason
 
 
 async def test_a_login_that_expires_loses_nothing(tmp_path: Path) -> None:
