@@ -53,6 +53,8 @@ CORE = (
     "services/matcher/expiry.py",
     "services/matcher/turn.py",
     "seller_agent/decisions.py",
+    "seller_agent/watching.py",
+    "seller_agent/hints.py",
     "buyer_cli/render.py",
     "buyer_cli/printable.py",
     "events/quantities.py",
