@@ -89,7 +89,9 @@ class Connection:
         reconnect_wait_s: float | None = None,
         jitter_s: float | None = None,
         tls: ssl.SSLContext | None = None,
+        bulk: bool = False,
     ) -> None:
+        """`bulk`: for many large messages; costs half a megabyte."""
         self.url = url
         self.identity = identity
         """May be replaced by another one of the same wallet (a new delegation): used from the next connect on."""
@@ -103,6 +105,7 @@ class Connection:
         self._wait_s = identity.wait_s if reconnect_wait_s is None else reconnect_wait_s
         self._jitter_s = identity.jitter_s if jitter_s is None else jitter_s
         self._tls = tls
+        self._bulk = bulk
         self._client: NatsClient | None = None
         self._subscriptions: list[Subscription] = []
         self._hooks: list[Hook] = []
@@ -189,6 +192,10 @@ class Connection:
     async def publish(self, subject: str, data: bytes = b"", reply: str = "", headers: dict[str, str] | None = None) -> None:
         """Send now. Raises MarketUnreachable when that is not possible (nothing is kept for later), Refused when too large."""
         await self._sendable(data, headers).send(subject, data, reply, headers)
+
+    def publish_now(self, subject: str, data: bytes) -> None:
+        """Write in this very moment. Raises as `publish`."""
+        self._sendable(data, None).write_now(subject, data)
 
     async def flush(self, timeout_s: float = 5.0) -> None:
         """Return when the broker has taken everything sent so far. Raises MarketUnreachable."""
@@ -278,6 +285,7 @@ class Connection:
                 inbox=self.identity.inbox,
                 tls=self._tls,
                 reported=self._reported,
+                bulk=self._bulk,
             )
         except BazaarError as error:
             self._trouble = error.why

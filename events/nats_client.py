@@ -17,6 +17,7 @@ from nats import errors as nats_errors
 from nats.aio.client import Client
 
 from events.errors import ConnectionRefused, MarketUnreachable
+from events.nats_bulk import BulkProtocol, take_over
 
 CONNECT_TIMEOUT_S = 5
 CLOSE_TIMEOUT_S = 2.0
@@ -68,6 +69,7 @@ class NatsClient(Client):
         self.ended = False
         self.trouble = ""
         """What nats-py last reported aside."""
+        self.bulk: BulkProtocol | None = None
 
     @property
     def is_usable(self) -> bool:
@@ -86,6 +88,26 @@ class NatsClient(Client):
             sink(Message(subject.decode(), data, reply.decode(), parse_headers(headers)))
         except Exception:
             log.exception("a subscription to %s failed", subject.decode("utf-8", "replace"))
+
+    def read_in_bulk(self) -> None:
+        """Read the socket in large pieces from now on, around nats-py's own reader; before the first subscription."""
+        assert not self.sinks and self._transport is not None
+        writer, reader = self._transport._io_writer, self._transport._io_reader  # type: ignore[attr-defined]
+        self.bulk = take_over(writer, reader, self._deliver)
+
+    def _deliver(self, sid: int, subject: bytes, reply: bytes, data: bytes) -> None:
+        sink = self.sinks.get(sid)
+        if sink is None:
+            return
+        try:
+            sink(Message(subject.decode(), data, reply.decode()))
+        except Exception:
+            log.exception("a subscription to %s failed", subject.decode("utf-8", "replace"))
+
+    def write_now(self, subject: str, data: bytes) -> None:
+        """Write a message in this very moment, past nats-py's queue."""
+        assert self._transport is not None
+        self._transport._io_writer.writelines((f"PUB {subject} {len(data)}\r\n".encode(), data, b"\r\n"))  # type: ignore[attr-defined]
 
     async def attach(self, subject: str, queue: str, sink: Sink) -> int:
         """Subscribe; the number by which the subscription is detached."""
@@ -189,6 +211,7 @@ async def connect(
     inbox: str,
     tls: ssl.SSLContext | None,
     reported: Callable[[str], Awaitable[None]],
+    bulk: bool = False,
 ) -> NatsClient:
     """A client that is logged in. `reported` hears what the broker complains of. Raises MarketUnreachable, ConnectionRefused."""
     client = NatsClient()
@@ -223,6 +246,8 @@ async def connect(
     if not client.is_connected:  # nats-py can return a client that the broker has closed
         await client.dispose()
         raise _not_let_in(url, name, client.trouble, hung_up=True)
+    if bulk:
+        client.read_in_bulk()
     return client
 
 

@@ -1,0 +1,139 @@
+"""Joins a stream of a tunnel to a socket on this machine: bytes one way and the other, never more than either side takes.
+
+Shell, used at both ends: a local program's connection at the buyer's, a connection into the run at the node's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from events.tunnel import Tunnel
+from events.tunnel_frames import CHUNK_MAX
+
+UNSENT_MAX = 256 * 1024
+"""Bytes that wait for a slow local socket before no credit is given back."""
+
+
+class SocketEnd(asyncio.BufferedProtocol):
+    """The socket's end of a stream; `join` it to a stream to make bytes move."""
+
+    def __init__(self, connected: Callable[[SocketEnd], None] | None = None) -> None:
+        """`connected` is told of an accepted connection; nothing is read from it before it is joined."""
+        self._connected = connected
+        self._transport: asyncio.Transport | None = None
+        self._tunnel: Tunnel | None = None
+        self._number = 0
+        self._view = memoryview(b"")
+        self._is_paused = True
+        self._is_clogged = False
+        self._unsent = 0
+        self._got_eof = self._sent_eof = self._lost = False
+
+    def join(self, tunnel: Tunnel, number: int) -> None:
+        """From now on this is the end of that stream."""
+        self._tunnel, self._number = tunnel, number
+        self._view = memoryview(bytearray(CHUNK_MAX))
+        if self._lost:
+            tunnel.reset(number, "the connection was closed")
+        self.granted()
+
+    def refuse(self) -> None:
+        """There is no stream for it."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the socket is gone."""
+        return self._lost
+
+    # ---- the socket's side
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        transport.set_write_buffer_limits(high=UNSENT_MAX)
+        transport.pause_reading()
+        if self._connected is not None:
+            self._connected(self)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        assert self._tunnel is not None
+        return self._view[: self._tunnel.room(self._number) or 1]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        assert self._tunnel is not None
+        if nbytes > self._tunnel.room(self._number):
+            return  # the stream ended in this very moment
+        self._tunnel.send(self._number, self._view[:nbytes])
+        if not self._tunnel.room(self._number):
+            self._pause()
+
+    def eof_received(self) -> bool:
+        self._got_eof = True
+        if self._tunnel is not None:
+            self._tunnel.eof(self._number)
+        self._close_if_done()
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lost = True
+        if self._tunnel is not None and not (self._got_eof and self._sent_eof):
+            self._tunnel.reset(self._number, "the connection was closed" if exc is None else f"the connection broke: {exc}")
+
+    def pause_writing(self) -> None:
+        self._is_clogged = True
+
+    def resume_writing(self) -> None:
+        self._is_clogged = False
+        unsent, self._unsent = self._unsent, 0
+        if unsent and self._tunnel is not None:
+            self._tunnel.consumed(self._number, unsent)
+
+    # ---- the stream's side
+
+    def opened(self) -> None:
+        self.granted()
+
+    def data(self, data: memoryview) -> None:
+        if self._transport is None or self._tunnel is None or self._lost:
+            return
+        self._transport.write(data)
+        if self._is_clogged:
+            self._unsent += len(data)
+        else:
+            self._tunnel.consumed(self._number, len(data))
+
+    def granted(self) -> None:
+        if self._is_paused and self._transport is not None and self._tunnel is not None and self._tunnel.room(self._number):
+            self._is_paused = False
+            if not self._transport.is_closing():
+                self._transport.resume_reading()
+
+    def eof(self) -> None:
+        self._sent_eof = True
+        if self._transport is not None and not self._lost and not self._transport.is_closing():
+            self._transport.write_eof()
+        self._close_if_done()
+
+    def over(self, reason: str) -> None:
+        self._tunnel = None
+        if self._transport is not None:
+            self._transport.abort()
+
+    def resized(self, columns: int, rows: int) -> None:
+        pass  # no terminal here
+
+    def exited(self, code: int) -> None:
+        pass
+
+    def _pause(self) -> None:
+        if not self._is_paused and self._transport is not None:
+            self._is_paused = True
+            if not self._transport.is_closing():
+                self._transport.pause_reading()
+
+    def _close_if_done(self) -> None:
+        if self._got_eof and self._sent_eof and self._transport is not None:
+            self._transport.close()  # what was written still leaves
