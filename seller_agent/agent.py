@@ -230,6 +230,7 @@ class Agent:
         self._node.known_cards = frozenset(card.uuid for card in offer.cards)
         self._hands.cards = {card.uuid: run_card(card) for card in offer.cards}
         self._hands.default_image = offer.default_image
+        self._node.sessions = offer.sessions
 
     # ---- what the market tells
 

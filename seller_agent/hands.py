@@ -15,11 +15,10 @@ from typing import Any
 
 import structlog
 
-from events.errors import BazaarError, Refused
-from events.files import FilesDiffer, HostileManifest
+from events.errors import BazaarError
 from events.jobs import AttemptEvent, GpusReleased, JobClaimed, JobDeclined, JobStarted
 from events.market import Policy
-from events.reasons import Reason, Refusal
+from events.reasons import Reason
 from events.wire import Outcome
 from seller_agent import workspace
 from seller_agent.attempts import Attempt, Run, Saved, Stop, Work, refused
@@ -28,9 +27,11 @@ from seller_agent.end_lines import EndLines
 from seller_agent.endings import end_event, failure_reason, plain
 from seller_agent.journal import Journal, JournalError
 from seller_agent.link import Market
-from seller_agent.preparing import fetch_inputs, make_spec
+from seller_agent.preparing import fault_of, fetch_inputs, make_spec
 from seller_agent.runners.runner import RunCard, Runner, RunnerError, RunSpec, RunState, RunStatus, StopReason, run_folder
 from seller_agent.saving import Saver
+from seller_agent.session_keeping import Sessions
+from seller_agent.sessions import access_to, is_session
 
 log = structlog.get_logger("seller")
 
@@ -56,6 +57,7 @@ class Hands:
         self._journal = journal
         self._runs = str(runs)
         self._saver = Saver(market, runs, self.policy_now)
+        self.sessions = Sessions(self, runner, market, self._spawn)
         self._preparing: dict[int, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._outgoing: list[tuple[Attempt, AttemptEvent]] = []
@@ -104,7 +106,7 @@ class Hands:
         self.attempts[attempt.epoch] = attempt
         if attempt.is_active:
             self._spawn(self._follow(attempt))
-            self._saver.watch(attempt)
+            self._watch(attempt)
         if attempt.shipping and attempt.saved is Work.DONE:
             self._spawn(self._store(attempt))
         self.advance(attempt)
@@ -192,17 +194,8 @@ class Hands:
         except asyncio.CancelledError:
             if not attempt.abandoned:
                 raise
-        except RunnerError as error:
-            _fail(attempt, failure_reason(error.reason), str(error))
-        except (HostileManifest, FilesDiffer) as error:
-            _fail(attempt, Reason.INPUT_CORRUPT, f"{error.what} {error.why}")
-        except Refused as error:
-            missing = error.refusal in (Refusal.UNKNOWN_JOB, Refusal.NOT_YOURS)
-            _fail(attempt, Reason.INPUT_MISSING if missing else Reason.INPUT_CORRUPT, f"{error.what} {error.why}")
-        except (TimeoutError, BazaarError) as error:
-            _fail(attempt, Reason.INPUT_TIMEOUT, f"the inputs did not arrive: {error}")
-        except OSError as error:
-            _fail(attempt, Reason.DISK_FULL, f"the inputs could not be written: {error.strerror}")
+        except (RunnerError, BazaarError, TimeoutError, OSError) as error:
+            _fail(attempt, *fault_of(error))
         finally:
             self._preparing.pop(attempt.epoch, None)
             self.phases.pop(attempt.epoch, None)
@@ -223,6 +216,7 @@ class Hands:
             output_limit_bytes=self.policy.output_bytes_max,
             lease_until_boot_ms=guard_until_ms(self.node, attempt.lease_sent_boot_ms),
             out_path=self._runner.out_path,
+            access=access_to(self.folder_of(attempt), attempt.order) if is_session(attempt.order) else None,
         )
 
     # ---- run
@@ -271,7 +265,13 @@ class Hands:
         attempt.status = status
         attempt.run = Run.EXITED if status.state is RunState.EXITED else Run.RUNNING
         if attempt.run is Run.RUNNING:
-            self._saver.watch(attempt)
+            self._watch(attempt)
+        else:
+            self.sessions.ended(attempt)
+
+    def _watch(self, attempt: Attempt) -> None:
+        self._saver.watch(attempt)
+        self.sessions.watch(attempt)
 
     def _others_may_start(self, attempt: Attempt) -> None:
         if attempt.cards:

@@ -172,6 +172,7 @@ def make_offer(
         org_id=terms.org_id,
         default_image=default_image,
         agent_version=version,
+        sessions=True,
     )
 
 

@@ -7,14 +7,16 @@ from collections.abc import Callable
 
 import msgspec
 
-from events.errors import MarketUnreachable
-from events.files import get_files
-from seller_agent import workspace
+from events.errors import BazaarError, MarketUnreachable, Refused
+from events.files import FilesDiffer, HostileManifest, get_files
+from events.reasons import Reason, Refusal
+from seller_agent import session_work, sessions, workspace
 from seller_agent.attempts import Attempt
 from seller_agent.decisions import GRACE_S
-from seller_agent.endings import time_limit
+from seller_agent.endings import failure_reason, time_limit
 from seller_agent.link import Market
-from seller_agent.runners.runner import RunCard, RunSpec
+from seller_agent.runners.runner import RunCard, RunnerError, RunSpec
+from seller_agent.sessions import Access
 
 INPUTS_MAX_S = 20 * 60
 RETRY_S = 1.0
@@ -31,10 +33,29 @@ async def fetch_inputs(market: Market, attempt: Attempt, folder: str, limit_byte
     async with asyncio.timeout(INPUTS_MAX_S):
         while True:
             try:
-                await get_files(market.ask_files, manifest, place, job_id=attempt.job_id, limit_bytes=limit_bytes)
-                return
+                brought = await get_files(market.ask_files, manifest, place, job_id=attempt.job_id, limit_bytes=limit_bytes)
+                break
             except MarketUnreachable:
                 await asyncio.sleep(RETRY_S)
+    if sessions.is_session(attempt.order):
+        await asyncio.to_thread(session_work.note_inputs, folder, [entry.path for entry in brought])
+
+
+def fault_of(error: Exception) -> tuple[Reason, str]:
+    """Why preparing failed, as it is reported, and in words."""
+    match error:
+        case RunnerError():
+            return failure_reason(error.reason), str(error)
+        case HostileManifest() | FilesDiffer():
+            return Reason.INPUT_CORRUPT, f"{error.what} {error.why}"
+        case Refused():
+            missing = error.refusal in (Refusal.UNKNOWN_JOB, Refusal.NOT_YOURS)
+            return Reason.INPUT_MISSING if missing else Reason.INPUT_CORRUPT, f"{error.what} {error.why}"
+        case TimeoutError() | BazaarError():
+            return Reason.INPUT_TIMEOUT, f"the inputs did not arrive: {error}"
+        case OSError():
+            return Reason.DISK_FULL, f"the inputs could not be written: {error.strerror}"
+    raise error
 
 
 def make_spec(
@@ -46,13 +67,14 @@ def make_spec(
     output_limit_bytes: int,
     lease_until_boot_ms: int,
     out_path: Callable[[RunSpec], str],
+    access: Access | None = None,
 ) -> RunSpec:
-    """What the runner is told. The buyer's environment, and over it what every job may rely on."""
+    """What the runner is told. The buyer's environment, and over it what every job may rely on. `access`: it is a session."""
     order, needs = attempt.order, attempt.order.requirements
     spec = RunSpec(
         key=attempt.key,
         folder=folder,
-        argv=order.program.argv,
+        argv=order.program.argv if access is None else sessions.command(order, access),
         env={},
         cards=cards,
         image=order.program.image or default_image,
@@ -60,6 +82,7 @@ def make_spec(
         memory_mib=needs.memory_mib or None,
         shm_mib=needs.shm_mib or None,
         network=needs.network.value,
+        session=access is not None,
         timeout_s=time_limit(order, attempt.timeout_s, attempt.price_uusd_per_gpu_hour)[0],
         grace_s=GRACE_S,
         output_limit_bytes=output_limit_bytes,
@@ -68,6 +91,7 @@ def make_spec(
     ours = {
         "PYTHONUNBUFFERED": "1",
         **order.program.env,
+        **({} if access is None else sessions.environment(access)),
         "BAZAAR_JOB_ID": attempt.job_id,
         "BAZAAR_ATTEMPT": str(attempt.attempt),
         "BAZAAR_EPOCH": str(attempt.epoch),

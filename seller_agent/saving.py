@@ -15,9 +15,9 @@ from events.errors import MarketUnreachable, Refused
 from events.files import FilesDiffer, HostileManifest, put_files
 from events.market import Policy
 from events.reasons import Reason
-from events.values import BlobRef
+from events.values import BlobRef, JobKind
 from events.wire import OutputAnswer, OutputFrame
-from seller_agent import workspace
+from seller_agent import session_work, workspace
 from seller_agent.attempts import Attempt, Run, Saved
 from seller_agent.link import Market
 from seller_agent.runners.runner import run_folder
@@ -67,7 +67,8 @@ class Saver:
 
     def left_nothing(self, attempt: Attempt) -> bool:
         """Whether an exited run wrote nothing at all."""
-        return self._spool(attempt).sizes() == (0, 0) and not workspace.has_results(self._folder(attempt))
+        is_batch = attempt.order.kind is JobKind.BATCH
+        return is_batch and self._spool(attempt).sizes() == (0, 0) and not workspace.has_results(self._folder(attempt))
 
     async def ship_as_it_grows(self) -> None:
         """Look at the output of everything that runs, for ever."""
@@ -120,13 +121,11 @@ class Saver:
         return await asyncio.to_thread(workspace.manifest_of, stored.collected.files)
 
     async def _store_results(self, attempt: Attempt, stored: Stored) -> None:
-        folder = self._folder(attempt)
-        if not workspace.has_results(folder):
-            return
         try:
-            collected = stored.collected = await asyncio.to_thread(workspace.collect, folder, self._policy().results_bytes_max)
-            if collected.passed_over:
-                stored.detail = f"{collected.passed_over} entries of the results folder are no regular files and were left out"
+            collected = await self._collect(attempt, stored)
+            if collected is None:
+                return
+            stored.collected = collected
             if collected.files:
                 stored.manifest = await self._put(attempt, collected)
         except OSError as error:
@@ -134,6 +133,19 @@ class Saver:
         except (Refused, FilesDiffer, HostileManifest) as error:
             stored.problem, stored.detail = Reason.OUTPUT_TOO_LARGE, f"the results were not stored: {error.what} {error.why}"
             log.warning("the results were not stored", job=attempt.job_id, why=error.why)
+
+    async def _collect(self, attempt: Attempt, stored: Stored) -> Collected | None:
+        """What there is to store: of a session its whole work, else what lies in `out/`. Raises OSError."""
+        folder, bytes_max = self._folder(attempt), self._policy().results_bytes_max
+        if attempt.order.kind is not JobKind.BATCH:
+            work, stored.detail = await asyncio.to_thread(session_work.collected, folder, bytes_max)
+            return work
+        if not workspace.has_results(folder):
+            return None
+        collected = await asyncio.to_thread(workspace.collect, folder, bytes_max)
+        if collected.passed_over:
+            stored.detail = f"{collected.passed_over} entries of the results folder are no regular files and were left out"
+        return collected
 
     async def _put(self, attempt: Attempt, collected: Collected) -> BlobRef:
         """Again and again while the store is away."""

@@ -31,23 +31,32 @@ class Collected(NamedTuple):
     """Entries that are no regular files, cannot be read, or have names that cannot be passed on."""
 
 
-class _Walk:
-    """One pass over `out/` by descriptors, so that nothing can be exchanged for a link on the way."""
+class Walk:
+    """One pass over a folder by descriptors, so that nothing can be exchanged for a link on the way."""
 
-    def __init__(self, root: str, bytes_max: int) -> None:
+    def __init__(self, root: str, entries_max: int, skipped: frozenset[str] = frozenset()) -> None:
         self.root = root
-        self.left = bytes_max
-        self.files: list[LocalFile] = []
+        self.entries_max = entries_max
+        self.skipped = skipped
+        """Names that are not looked at, wherever they are."""
         self.entries = 0
         self.too_large = False
         self.passed_over = 0
 
+    def run(self) -> None:
+        """Look at everything there is. Raises OSError when the folder itself cannot be read, FileNotFoundError when there is none."""
+        descriptor = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            self.folder(descriptor, "", 1)
+        finally:
+            os.close(descriptor)
+
     def folder(self, descriptor: int, prefix: str, depth: int) -> None:
         with os.scandir(descriptor) as entries:
-            names = sorted(entry.name for entry in entries)
+            names = sorted(entry.name for entry in entries if entry.name not in self.skipped)
         for name in names:
             self.entries += 1
-            if self.entries > FILES_MAX:
+            if self.entries > self.entries_max:
                 self.too_large = True
                 return
             self.entry(descriptor, name, prefix + name, depth)
@@ -64,7 +73,7 @@ class _Walk:
         try:
             kind = os.fstat(descriptor)
             if stat.S_ISREG(kind.st_mode):
-                self.file(path, kind)
+                self.file(path, kind, descriptor)
             elif stat.S_ISDIR(kind.st_mode) and depth < DEPTH_MAX:
                 self.folder(descriptor, path + "/", depth + 1)
             else:
@@ -72,7 +81,20 @@ class _Walk:
         finally:
             os.close(descriptor)
 
-    def file(self, path: str, kind: os.stat_result) -> None:
+    def file(self, path: str, kind: os.stat_result, descriptor: int) -> None:
+        """A regular file, open for reading."""
+        raise NotImplementedError
+
+
+class _Results(Walk):
+    """What lies in `out/`, up to a cap."""
+
+    def __init__(self, root: str, bytes_max: int) -> None:
+        super().__init__(root, FILES_MAX)
+        self.left = bytes_max
+        self.files: list[LocalFile] = []
+
+    def file(self, path: str, kind: os.stat_result, descriptor: int) -> None:
         if kind.st_size > self.left:
             self.too_large = True
             return
@@ -82,15 +104,11 @@ class _Walk:
 
 def collect(folder: str, bytes_max: int) -> Collected:
     """The results of the run in `folder`, at most `bytes_max` together. Raises OSError when `out/` cannot be read."""
-    walk = _Walk(f"{folder}/out", bytes_max)
+    walk = _Results(f"{folder}/out", bytes_max)
     try:
-        descriptor = os.open(walk.root, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        walk.run()
     except FileNotFoundError:
         return Collected([], 0, False, 0)
-    try:
-        walk.folder(descriptor, "", 1)
-    finally:
-        os.close(descriptor)
     return Collected(walk.files, bytes_max - walk.left, walk.too_large, walk.passed_over)
 
 
