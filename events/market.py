@@ -20,6 +20,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     name: PolicyName = "priority"
     ageing_s_per_point: Annotated[int, Meta(ge=0, le=10**6)] = 72
     """A point of priority is worth this head start: 25 points (one level) half an hour. 0: priority alone decides."""
+    half_life_s: Seconds = 86400
+    """Under `fair-share`, GPU time used so long ago counts half."""
     max_concurrent: Annotated[int, Meta(ge=1, le=10**6)] | None = None
     max_queue: Annotated[int, Meta(ge=1, le=10**7)] = 100
     """Queued jobs of one wallet."""

@@ -6,12 +6,13 @@ from events import jobs as job_events
 from events.page import Record
 from events.reasons import Refusal
 from events.values import Role
-from projections import jobs, nodes
+from projections import jobs, nodes, parties
 from projections.handling import Handled, both, role_of, touch
 from projections.job_states import HELD, MATCHED, QUEUED
-from projections.jobs import Job
+from projections.jobs import Job, Run
 from projections.market import Market
 from projections.nodes import Allocation, NodeState
+from projections.parties import Stake
 
 
 def submitted(market: Market, record: Record) -> Handled:
@@ -50,10 +51,12 @@ def matched(market: Market, record: Record) -> Handled:
         cores=nodes.cores_asked(requirements),
         memory_mib=requirements.memory_mib,
         since_ms=record.time_ms,
+        expected_ms=job.expected_s * 1000,
     )
     nodes.allocate(node, record.seq, allocation)
     market.leases[record.seq] = event.node_id
     jobs.match(job, event, record.seq, record.time_ms, node.wallet)
+    market.took(job, record.seq, record.time_ms)
     market.moved(job, QUEUED)
     touch(node, record)
     return _parties(job)
@@ -75,16 +78,20 @@ def job_event(market: Market, record: Record) -> Handled:
     refused = jobs.refusal(job, event)
     if refused is not None:
         return refused
-    before = job.state
+    before, charged_uusd = job.state, job.charged_uusd
+    stake = None if run is None else run.stake
     jobs.evolve(job, event, seq, time_ms, sender=sender, auto_retry=market.policy.auto_retry)
     after = job.state
     if after is before:
+        if run is not None and stake is not None and run.stake is not stake:
+            _extended(market, job, run, stake)
         return _parties(job)
     if run is not None and before in HELD and after not in HELD:
         if before is MATCHED:
             node = market.free(run.epoch)  # cancelled or declined before anything ran: nothing to clean up
             if node is not None:
                 touch(node, record)
+        market.gave_back(job, job.charged_uusd - charged_uusd, time_ms)
         _count_end(market, job)
     market.moved(job, before)
     return _parties(job)
@@ -102,8 +109,9 @@ def lease_expired(market: Market, record: Record) -> Handled:
     job = market.jobs.get(event.job_id)
     if job is None or jobs.refusal(job, event) is not None:
         return (node.wallet,)
-    before = job.state
+    before, charged_uusd = job.state, job.charged_uusd
     jobs.evolve(job, event, record.seq, record.time_ms, auto_retry=market.policy.auto_retry)
+    market.gave_back(job, job.charged_uusd - charged_uusd, record.time_ms)
     _count_end(market, job)
     market.moved(job, before)
     return _parties(job)
@@ -127,6 +135,15 @@ def released(market: Market, record: Record) -> Handled:
     market.free(event.epoch)
     touch(node, record)
     return (node.wallet,) if job is None else both(job.buyer, node.wallet)
+
+
+def _extended(market: Market, job: Job, run: Run, before: Stake) -> None:
+    """A job that a node has got more time."""
+    node = market.nodes.get(market.leases.get(run.epoch, ""))
+    if node is not None:
+        node.allocations[run.epoch].expected_ms = job.expected_s * 1000
+    for party in market.parties_of(job):
+        parties.restake(party, before, run.stake)
 
 
 def _count_end(market: Market, job: Job) -> None:

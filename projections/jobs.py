@@ -38,7 +38,21 @@ from events.jobs import (
 from events.reasons import REASONS, Payer, Reason, Refusal
 from events.values import BlobRef, JobKind, RunUsage, charge_uusd
 from projections import bills
-from projections.job_states import CANCELLED, FAILED, MATCHED, QUEUED, RUNNING, STARTING, STOPPING, TERMINAL, TRANSITIONS, After, JobState
+from projections.job_states import (
+    CANCELLED,
+    FAILED,
+    HELD,
+    MATCHED,
+    QUEUED,
+    RUNNING,
+    STARTING,
+    STOPPING,
+    TERMINAL,
+    TRANSITIONS,
+    After,
+    JobState,
+)
+from projections.parties import Stake, worst_uusd
 
 
 class Run(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
@@ -69,6 +83,8 @@ class Run(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     image_digest: str = ""
     detail: str = ""
     usage: RunUsage | None = None
+    stake: Stake = Stake()
+    """What its buyer and organisation are counted for while the node has it."""
 
 
 class Job(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
@@ -99,6 +115,25 @@ class Job(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     updated_ms: int
     updated_seq: int
     charged_uusd: int = 0
+
+    @property
+    def left_uusd(self) -> int | None:
+        """What its buyer still lets it cost; None: there is no limit."""
+        most = self.submitted.max_total_uusd
+        return None if most is None else max(0, most - self.charged_uusd)
+
+    @property
+    def expected_s(self) -> int:
+        """How long a run of it is thought to take: its estimate, else its timeout."""
+        estimate_s = self.submitted.estimate_s
+        return self.timeout_s if estimate_s is None else min(estimate_s, self.timeout_s)
+
+
+def stake_of(job: Job, price_uusd_per_gpu_hour: int) -> Stake:
+    """What the job counts for while a node has it at this price."""
+    gpus = job.submitted.requirements.num_gpus
+    worst = worst_uusd(job.timeout_s, gpus, price_uusd_per_gpu_hour, job.left_uusd)
+    return Stake(gpus=gpus, uusd=worst, gpu_ms=job.expected_s * 1000 * max(1, gpus))
 
 
 def submit(event: JobSubmitted, buyer: str, seq: int, now_ms: int) -> Job:
@@ -160,6 +195,7 @@ def match(job: Job, event: JobMatched, seq: int, now_ms: int, node_wallet: str) 
         price_uusd_per_gpu_hour=event.price_uusd_per_gpu_hour,
         matched_ms=now_ms,
         claim_by_ms=event.claim_by_ms,
+        stake=stake_of(job, event.price_uusd_per_gpu_hour),
     )
     job.reason = None
     job.state = MATCHED
@@ -247,6 +283,8 @@ def _reprice(job: Job, event: JobRepriced, sender: str, now_ms: int) -> None:
 
 def _extend(job: Job, event: JobExtended, sender: str, now_ms: int) -> None:
     job.timeout_s += event.extra_s
+    if job.run is not None and job.state in HELD:
+        job.run.stake = stake_of(job, job.run.price_uusd_per_gpu_hour)
 
 
 def _close(job: Job, event: SessionCloseRequested, sender: str, now_ms: int) -> None:

@@ -10,12 +10,13 @@ import msgspec
 
 from events.market import Policy
 from events.page import GENESIS_HASH
-from projections import nodes
+from projections import nodes, parties
 from projections.identity import Identity
 from projections.job_states import QUEUED, TERMINAL, JobState
 from projections.jobs import Job
 from projections.ledger import Ledger
 from projections.nodes import Node
+from projections.parties import Party
 
 FINISHED_KEPT = 10_000
 """Finished jobs kept in memory, oldest dropped first; the read model keeps all of them."""
@@ -50,6 +51,9 @@ class Market(msgspec.Struct, kw_only=True, omit_defaults=True):
     identity: Identity = msgspec.field(default_factory=Identity)
     ledger: Ledger = msgspec.field(default_factory=Ledger)
     limits: dict[str, Limit] = {}
+    limits_seq: int = 0
+    parties: dict[str, Party] = {}
+    """Wallets and organisations that have submitted jobs."""
     leases: dict[int, str] = {}
     """Epoch -> node that still holds cards for it."""
     queued_of: dict[str, int] = {}
@@ -71,13 +75,49 @@ class Market(msgspec.Struct, kw_only=True, omit_defaults=True):
         self.page_hash = page_hash
         self.pages += 1
 
+    def parties_of(self, job: Job) -> tuple[Party, ...]:
+        """The buyer, and the organisation for which it was submitted."""
+        org_id = job.submitted.org_id
+        buyer = self.parties[job.buyer]
+        return (buyer,) if org_id is None else (buyer, self.parties[org_id])
+
+    def _meet(self, job: Job) -> None:
+        """A job is there: so are its parties."""
+        for name in (job.buyer, job.submitted.org_id):
+            if name is not None and name not in self.parties:
+                self.parties[name] = Party(number=len(self.parties), turn_seq=job.submitted_seq)
+
+    def took(self, job: Job, seq: int, now_ms: int) -> None:
+        """A node has got the job."""
+        assert job.run is not None
+        for party in self.parties_of(job):
+            parties.take(party, job.run.stake, seq, now_ms, self.policy.half_life_s * 1000)
+
+    def gave_back(self, job: Job, charged_uusd: int, now_ms: int) -> None:
+        """No node has the job any more; that attempt was charged with so much."""
+        run = job.run
+        assert run is not None
+        used_gpu_ms = run.ran_ms * max(1, job.submitted.requirements.num_gpus)
+        for party in self.parties_of(job):
+            parties.give_back(party, run.stake, used_gpu_ms, charged_uusd, now_ms, self.policy.half_life_s * 1000)
+
+    def change_policy(self, policy: Policy, seq: int, now_ms: int) -> None:
+        """Other rules from now on."""
+        before_s = self.policy.half_life_s
+        self.policy, self.policy_seq = policy, seq
+        if policy.half_life_s != before_s:
+            for party in self.parties.values():
+                parties.rescale(party, now_ms, before_s * 1000, policy.half_life_s * 1000)
+
     def moved(self, job: Job, before: JobState | None) -> None:
         """Keep the counters right after a job changed its state, and drop the oldest finished jobs."""
         after = job.state
         if before is after:
             return
         states = self.states
-        if before is not None:
+        if before is None:
+            self._meet(job)
+        else:
             states[before] -= 1
             if before is QUEUED:
                 left = self.queued_of[job.buyer] - 1

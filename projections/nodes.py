@@ -33,6 +33,8 @@ class Allocation(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     cores: int = 0
     memory_mib: int = 0
     since_ms: int
+    expected_ms: int = 0
+    """How long the run is thought to take, counted from the match."""
 
 
 class Node(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -128,6 +130,11 @@ def are_free(node: Node, uuids: tuple[str, ...]) -> bool:
     taken = node.taken
     cards = {card.uuid: card.healthy for card in node.offer.cards} if uuids else {}
     return all(uuid not in taken and cards.get(uuid, False) for uuid in uuids)
+
+
+def backlog_ms(node: Node, now_ms: int) -> int:
+    """The work that is expected to be left there: of every attempt that holds something, what is left of its expected time."""
+    return sum(max(0, held.since_ms + held.expected_ms - now_ms) for held in node.allocations.values())
 
 
 def cores_asked(requirements: Requirements) -> int:

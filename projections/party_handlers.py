@@ -92,8 +92,9 @@ def market_event(market: Market, record: Record) -> Handled:
         case market_events.OperatorKeyRotated(matcher_key=key):
             market.matcher_key = key
         case market_events.PolicyChanged(policy=policy):
-            market.policy, market.policy_seq = policy, record.seq
+            market.change_policy(policy, record.seq, record.time_ms)
         case market_events.LimitChanged() as event:
+            market.limits_seq = record.seq
             market.limits[event.party] = Limit(
                 gpus=event.gpus,
                 spend_day_uusd=event.spend_day_uusd,

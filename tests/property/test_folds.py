@@ -90,8 +90,21 @@ def check(market: Market) -> None:
     assert dict(queued) == market.queued_of
     states = Counter(job.state for job in market.jobs.values())
     assert all(states[state] == count for state, count in market.states.items())
+    check_parties(market)
     assert sum(market.ledger.balances.values()) == 0
     assert all(amount >= 0 for account, amount in market.ledger.balances.items() if account != "world")
+
+
+def check_parties(market: Market) -> None:
+    """What a party is counted for is what nodes have of its jobs."""
+    for name, party in market.parties.items():
+        held = [job for job in market.jobs.values() if name in (job.buyer, job.submitted.org_id) and job.state in HELD]
+        runs = [job.run for job in held if job.run is not None]
+        assert party.gpus == sum(len(run.cards) for run in runs)
+        assert party.committed_uusd == sum(run.stake.uusd for run in runs)
+        assert party.committed_gpu_ms == sum(run.stake.gpu_ms for run in runs)
+        assert min(party.level, party.used_gpu_ms, party.day_uusd) >= 0
+        assert party.day_uusd <= party.month_uusd
 
 
 @over(st.lists(steps(), max_size=60))
