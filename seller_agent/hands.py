@@ -30,8 +30,10 @@ from seller_agent.link import Market
 from seller_agent.preparing import fault_of, fetch_inputs, make_spec
 from seller_agent.runners.runner import RunCard, Runner, RunnerError, RunSpec, RunState, RunStatus, StopReason, run_folder
 from seller_agent.saving import Saver
+from seller_agent.secret_files import SecretFiles
 from seller_agent.session_keeping import Sessions
 from seller_agent.sessions import access_to, is_session
+from seller_agent.telling import Teller
 
 log = structlog.get_logger("seller")
 
@@ -60,11 +62,10 @@ class Hands:
         self.sessions = Sessions(self, runner, market, self._spawn)
         self._preparing: dict[int, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._outgoing: list[tuple[Attempt, AttemptEvent]] = []
-        self._flushing: asyncio.Handle | None = None
-        self._flush_soon = False
+        self._teller = Teller(market, self._answered)
         self._trash: list[str] = []
         self._spares = workspace.Spares(runs)
+        self.secrets = SecretFiles(runs)
         self._loop = asyncio.get_running_loop()
         self._lines = EndLines(self._loop)
 
@@ -104,6 +105,8 @@ class Hands:
     def adopt(self, attempt: Attempt) -> None:
         """An attempt of before the restart: follow what runs, go on shipping what was left, then decide."""
         self.attempts[attempt.epoch] = attempt
+        if attempt.run is Run.EXITED:
+            self._hide_secrets(attempt)
         if attempt.is_active:
             self._spawn(self._follow(attempt))
             self._watch(attempt)
@@ -124,7 +127,7 @@ class Hands:
 
     async def close(self) -> None:
         """Let go of everything here; runs go on."""
-        self.flush()
+        self._teller.flush()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -134,25 +137,7 @@ class Hands:
 
     def tell(self, attempt: Attempt, *events: AttemptEvent, wait_s: float = 0.0) -> None:
         """Publish events in order; with what else comes up in this moment."""
-        self._outgoing.extend((attempt, event) for event in events)
-        if self._flushing is not None and (self._flush_soon or wait_s):
-            return
-        if self._flushing is not None:
-            self._flushing.cancel()
-        self._flush_soon = wait_s == 0.0
-        self._flushing = self._loop.call_later(wait_s, self.flush) if wait_s else self._loop.call_soon(self.flush)
-
-    def flush(self) -> None:
-        """Hand everything told so far to the market client."""
-        if self._flushing is not None:
-            self._flushing.cancel()
-            self._flushing = None
-        outgoing, self._outgoing = self._outgoing, []
-        if not outgoing:
-            return
-        tickets = self._market.enqueue(*(event for _, event in outgoing))
-        for (attempt, event), ticket in zip(outgoing, tickets, strict=True):
-            ticket.on_outcome(lambda outcome, attempt=attempt, event=event: self._answered(attempt, event, outcome))  # type: ignore[misc]
+        self._teller.tell(attempt, *events, wait_s=wait_s)
 
     def _answered(self, attempt: Attempt, event: AttemptEvent, outcome: Outcome) -> None:
         if outcome.reason is None:
@@ -189,6 +174,8 @@ class Hands:
             if attempt.order.program.inputs is not None:
                 self.phases[attempt.epoch] = "fetching"
                 await fetch_inputs(self._market, attempt, self.folder_of(attempt), self.policy.inputs_bytes_max)
+            if attempt.order.program.secret_names:
+                await self.secrets.fetch(self._market, attempt)
             await self._runner.prepare(self.spec_of(attempt), lambda phase: self.phases.__setitem__(attempt.epoch, phase))
             prepared = Work.DONE
         except asyncio.CancelledError:
@@ -200,7 +187,14 @@ class Hands:
             self._preparing.pop(attempt.epoch, None)
             self.phases.pop(attempt.epoch, None)
             attempt.prepared = prepared
+            if prepared is not Work.DONE:
+                self._hide_secrets(attempt)
         self.advance(attempt)
+
+    def _hide_secrets(self, attempt: Attempt) -> None:
+        """Take its secrets away from a run that has ended, or that there will never be."""
+        if attempt.order.program.secret_names:
+            self.secrets.remove(attempt.key.name)
 
     def folder_of(self, attempt: Attempt) -> str:
         """Where the files of the run lie."""
@@ -267,6 +261,7 @@ class Hands:
         if attempt.run is Run.RUNNING:
             self._watch(attempt)
         else:
+            self._hide_secrets(attempt)
             self.sessions.ended(attempt)
 
     def _watch(self, attempt: Attempt) -> None:
@@ -281,7 +276,8 @@ class Hands:
 
     def _tell_started(self, attempt: Attempt) -> None:
         log.debug("started", job=attempt.job_id, attempt=attempt.attempt, epoch=attempt.epoch)
-        self.tell(attempt, JobStarted(**_key(attempt)), wait_s=STARTED_WAIT_S)
+        digest = attempt.status.image_digest if attempt.status is not None else ""
+        self.tell(attempt, JobStarted(**_key(attempt), image_digest=digest), wait_s=STARTED_WAIT_S)
 
     def _stop(self, attempt: Attempt) -> None:
         self._spawn(self._end_run(attempt))
@@ -340,6 +336,7 @@ class Hands:
     async def _removal(self, attempt: Attempt) -> None:
         try:
             await self._runner.remove(attempt.key)
+            self._hide_secrets(attempt)
             attempt.removed = Work.DONE
         except RunnerError as error:
             log.warning("a run could not be removed yet", job=attempt.job_id, why=str(error))

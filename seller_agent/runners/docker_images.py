@@ -1,16 +1,21 @@
-"""Images: pulling one with progress and a deadline, and naming what went wrong with it.
+"""Images as registries have them: pulling one with progress and a deadline, and naming what went wrong with it.
 
-Credentials are never used: with the seller's own, every buyer could run the seller's private images.
+Which image is pulled, when, and for whom stands in `docker_store`.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+import urllib.parse
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import msgspec
+
+from events.images import full_name
 from seller_agent.runners.docker_logs import EngineStream, Follower, StreamFailed
 from seller_agent.runners.guard import quoted
+from seller_agent.runners.registry_logins import Login
 from seller_agent.runners.runner import RunnerError
 
 NOT_FOUND = ("manifest unknown", "not found", "does not exist", "name unknown", "repository name not known")
@@ -78,21 +83,43 @@ class PullProgress:
         return percent
 
 
-def pull(socket_path: str, image: str, tell: Callable[[str], None], follower: Follower, timeout_s: float) -> None:
-    """Fetch an image. Raises RunnerError with the reason of a failed pull; `follower` can cut it off."""
-    tell("pulling")
-    repository, tag = split_image(image)
-    target = f"/images/create?fromImage={quoted(repository)}&tag={quoted(tag)}"
-    progress = PullProgress()
-    try:
-        with contextlib.closing(EngineStream(socket_path, "POST", target, deadline_s=timeout_s, follower=follower)) as stream:
-            for event in stream.lines():
-                if "error" in event:
-                    raise RunnerError(*classify_pull(str(event["error"])))
-                percent = progress.add(event)
-                if percent is not None:
-                    tell(f"pulling {percent}%")
-    except StreamFailed as error:
-        raise RunnerError(*classify_pull(str(error), error.status)) from error
-    except TimeoutError as error:
-        raise RunnerError("image_pull_timeout", f"{image} was not here after {timeout_s:.0f} s.") from error
+class Registry:
+    """What of the world's registries a daemon is asked for, as the machine sees them. Every method raises RunnerError."""
+
+    def __init__(self, socket_path: str) -> None:
+        self._socket = socket_path
+
+    def pull(self, image: str, login: Login | None, tell: Callable[[str], None], follower: Follower, timeout_s: float) -> None:
+        """Fetch an image; `follower` can cut it off."""
+        tell("pulling")
+        repository, tag = split_image(image)
+        target = f"/images/create?fromImage={quoted(repository)}&tag={quoted(tag)}"
+        progress = PullProgress()
+        for event in self._ask(image, "POST", target, login, follower, timeout_s):
+            if "error" in event:
+                raise RunnerError(*classify_pull(str(event["error"])))
+            percent = progress.add(event)
+            if percent is not None:
+                tell(f"pulling {percent}%")
+
+    def digest(self, image: str, login: Login | None, follower: Follower, timeout_s: float) -> str:
+        """What the image's name means now, to whoever has this login."""
+        name = urllib.parse.quote(full_name(image), safe="/:@")
+        for answer in self._ask(image, "GET", f"/distribution/{name}/json", login, follower, timeout_s):
+            return str((answer.get("Descriptor") or {}).get("digest") or "")
+        raise RunnerError("image_pull_timeout", f"Docker said nothing about {image}.")
+
+    def _ask(
+        self, image: str, method: str, target: str, login: Login | None, follower: Follower, timeout_s: float
+    ) -> Iterator[dict[str, Any]]:
+        headers = login.header(image) if login is not None else {}
+        try:
+            asked = EngineStream(self._socket, method, target, deadline_s=timeout_s, follower=follower, headers=headers)
+            with contextlib.closing(asked) as stream:
+                yield from stream.lines()
+        except StreamFailed as error:
+            raise RunnerError(*classify_pull(str(error), error.status)) from error
+        except msgspec.MsgspecError as error:
+            raise RunnerError("image_pull_timeout", f"Docker's answer about {image} broke off.") from error
+        except TimeoutError as error:
+            raise RunnerError("image_pull_timeout", f"{image}: its registry had not done it after {timeout_s:.0f} s.") from error

@@ -14,7 +14,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,15 @@ class EngineStream:
     """
 
     def __init__(
-        self, socket_path: str, method: str, target: str, *, deadline_s: float | None = None, follower: Follower | None = None
+        self,
+        socket_path: str,
+        method: str,
+        target: str,
+        *,
+        deadline_s: float | None = None,
+        follower: Follower | None = None,
+        headers: Mapping[str, str] | None = None,
+        body: bytes = b"",
     ) -> None:
         """Ask. Raises StreamFailed when Docker refuses, OSError when it does not answer. `deadline_s` bounds the whole stream.
 
@@ -59,7 +67,9 @@ class EngineStream:
             self._socket.connect(socket_path)
             if follower is not None:
                 follower.use(self)
-            self._socket.sendall(f"{method} {target} HTTP/1.0\r\nHost: docker\r\nContent-Length: 0\r\n\r\n".encode())
+            lines = {"Host": "docker", "Content-Length": str(len(body)), **(headers or {})}
+            head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
+            self._socket.sendall(f"{method} {target} HTTP/1.0\r\n{head}\r\n".encode() + body)
             self._socket.settimeout(deadline_s)
             self._rest = self._read_head()
         except BaseException:
@@ -94,13 +104,15 @@ class EngineStream:
             yield data
 
     def lines(self) -> Iterator[dict[str, Any]]:
-        """A body of JSON objects, one a line."""
+        """A body of JSON objects, one a line. Raises MsgspecError for anything else."""
         buffer = b""
         for data in self:
             *whole, buffer = (buffer + data).split(b"\n")
             for line in whole:
                 if line.strip():
                     yield msgspec.json.decode(line, type=dict[str, Any])
+        if buffer.strip():
+            yield msgspec.json.decode(buffer, type=dict[str, Any])
 
     def cancel(self) -> None:
         """End the stream for whoever reads it."""

@@ -33,6 +33,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Set before Docker is asked to start it; a container missing after that has vanished."""
     started_boot_ms: int | None = None
     started_unix_ms: int | None = None
+    image_digest: str = ""
 
 
 class Sight(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,7 +67,14 @@ def status_of(record: RunRecord, state: Mapping[str, Any], stop: StopRecord | No
         return _never_started(record.key, state, stop_reason)
     if docker_status in ("running", "paused", "restarting"):
         ran = sight.now_boot_ms - record.started_boot_ms if record.started_boot_ms is not None else sight.now_unix_ms - (started or 0)
-        return RunStatus(key=record.key, state=RunState.RUNNING, started_unix_ms=started, ran_ms=max(0, ran), stop_reason=stop_reason)
+        return RunStatus(
+            key=record.key,
+            state=RunState.RUNNING,
+            started_unix_ms=started,
+            ran_ms=max(0, ran),
+            stop_reason=stop_reason,
+            image_digest=record.image_digest,
+        )
     code = int(state.get("ExitCode") or 0)
     oom = bool(state.get("OOMKilled"))
     error, detail = _infrastructure_error(record, state, stop, sight) if not oom else (None, "")
@@ -85,6 +93,7 @@ def status_of(record: RunRecord, state: Mapping[str, Any], stop: StopRecord | No
         stop_reason=stop_reason,
         error=error,
         detail=detail,
+        image_digest=record.image_digest,
     )
 
 
@@ -97,6 +106,7 @@ def vanished(record: RunRecord, stop: StopRecord | None) -> RunStatus:
         stop_reason=StopReason(stop.reason) if stop else None,
         error="container_error",
         detail="The container is gone and its exit code with it: somebody removed it while it was ours.",
+        image_digest=record.image_digest,
     )
 
 

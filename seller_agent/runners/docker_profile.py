@@ -41,6 +41,8 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
     """User ids in a container are others outside (userns-remap, rootless)."""
     seccomp: bool
     cdi_devices: frozenset[str] = frozenset()
+    root: str = ""
+    """Where the daemon keeps images and containers."""
     job_uid: int = JOB_UID
     """Whom jobs run as: nobody when the agent is root, else the agent's own user, who could not delete what another one made."""
 
@@ -55,6 +57,7 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
             memory_mib=int(info["MemTotal"]) // MIB,
             swap_limit=bool(info.get("SwapLimit")),
             maps_users=maps_users,
+            root=str(info.get("DockerRootDir", "")),
             job_uid=JOB_UID if maps_users or agent_uid == 0 else agent_uid,
             seccomp=any(option.startswith("name=seccomp") and "unconfined" not in option for option in options),
             cdi_devices=frozenset(str(device["ID"]) for device in info.get("DiscoveredDevices") or [] if device.get("Source") == "cdi"),
@@ -188,10 +191,10 @@ def key_of(found: Mapping[str, str]) -> RunKey | None:
         return None
 
 
-def create_body(spec: RunSpec, host: Host, table: Iterable[Control], marks: Mapping[str, str]) -> dict[str, Any]:
-    """The body of Docker's create call."""
+def create_body(spec: RunSpec, host: Host, table: Iterable[Control], marks: Mapping[str, str], image: str) -> dict[str, Any]:
+    """The body of Docker's create call. `image` by its id, which cannot come to mean another one."""
     body: dict[str, Any] = {
-        "Image": spec.image,
+        "Image": image,
         "WorkingDir": JOB_PATH,
         "Env": [f"{name}={value}" for name, value in sorted(environment(spec, host).items())],
         "Labels": dict(marks),

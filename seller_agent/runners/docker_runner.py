@@ -21,14 +21,16 @@ import docker.errors
 import requests.exceptions
 
 from seller_agent.runners import docker_profile as profile
+from seller_agent.runners.docker_egress import Egress, no_network
 from seller_agent.runners.docker_host import DEFAULT_SOCKET
+from seller_agent.runners.docker_images import Registry
 from seller_agent.runners.docker_logs import Follower
 from seller_agent.runners.docker_outcome import classify_failure
 from seller_agent.runners.docker_profile import Host
 from seller_agent.runners.docker_runs import Dropped, EngineGone, Inspection, Runs
+from seller_agent.runners.docker_store import ImageStore, ImageTerms, Wish
 from seller_agent.runners.runner import Progress, RunKey, RunnerError, RunSpec, RunState, RunStatus, StopReason
 
-PULL_TIMEOUT_S = 20 * 60
 THREADS = 32
 LASTING_THREADS_MAX = 1024
 """One for every run's output and every pull. They have a pool of their own, or many runs would leave no thread to renew or stop one."""
@@ -127,6 +129,27 @@ class SdkEngine:
         with self._api() as api:
             return [dict(container["Labels"]) for container in api.containers(all=True, filters={"label": [label]})]
 
+    def images_in_use(self) -> set[str]:
+        """The ids of images that a container, ended ones too, was made of."""
+        with self._api() as api:
+            return {str(container["ImageID"]) for container in api.containers(all=True)}
+
+    def image_ids(self) -> set[str]:
+        """The ids of all images."""
+        with self._api() as api:
+            return set(api.images(quiet=True))
+
+    def remove_image(self, name: str) -> bool:
+        """Forget a name, and with its last name the image; False when it is in use. An absent one is no error."""
+        with self._api() as api:
+            try:
+                api.remove_image(name)
+            except docker.errors.APIError as error:
+                if error.status_code not in (404, 409):
+                    raise
+                return bool(error.status_code == 404)
+            return True
+
     def remove(self, name: str) -> None:
         """Kill and remove it with its volumes; an absent one is no error."""
         with self._api() as api:
@@ -153,23 +176,28 @@ class DockerRunner:
         node_id: str,
         *,
         socket_path: str = DEFAULT_SOCKET,
-        egress_network: str | None = None,
-        pull_timeout_s: float = PULL_TIMEOUT_S,
+        images: ImageTerms | None = None,
+        egress: Egress | None = None,
     ) -> None:
-        self._pull_timeout_s = pull_timeout_s
+        """`images` is what the owner says about them; without `egress` every job is without a network."""
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="docker")
         self._lasting = ThreadPoolExecutor(LASTING_THREADS_MAX, thread_name_prefix="docker-follow")
         self._engine = SdkEngine(socket_path, THREADS)
+        self._egress = egress
+        self._images = ImageStore(self._engine, Registry(socket_path), state_dir / "images.json", images or ImageTerms())
         self._runs = Runs(
             self._engine,
+            self._images,
             socket_path=socket_path,
             guard_dir=state_dir / "guard",
             home=hashlib.sha256(str(state_dir.resolve()).encode()).hexdigest()[:16],
             node_id=node_id,
-            egress_network=egress_network,
+            egress_network=egress.network if egress is not None else no_network,
         )
         self._followed: dict[str, tuple[Follower, Future[RunStatus]]] = {}
-        self._pulls: set[Follower] = set()
+        self._wishes: set[Wish] = set()
+        self._making: dict[str, Future[None]] = {}
+        self._upkeep: asyncio.Task[None] | None = None
 
     def job_path(self, spec: RunSpec) -> str:
         """`/job`, whatever the host calls it."""
@@ -181,7 +209,17 @@ class DockerRunner:
 
     async def check(self) -> Host:
         """What Docker says of itself and its machine. Raises RunnerError when it does not answer."""
-        return await self._in_thread(self._runs.host)
+        host = await self._in_thread(self._runs.host)
+        await self._in_thread(self._images.look, host.root)
+        return host
+
+    def warm_images(self) -> tuple[str, ...]:
+        """Images that a job could use at once, the last used first."""
+        return self._images.warm()
+
+    def has_egress(self) -> bool:
+        """Whether jobs can reach the internet, and nothing else, from here; proved, not hoped."""
+        return self._egress is not None and self._egress.network() is not None
 
     async def prepare(self, spec: RunSpec, progress: Progress) -> None:
         """Folders, image, container. Raises RunnerError."""
@@ -192,15 +230,16 @@ class DockerRunner:
                 loop.call_soon_threadsafe(progress, phase)
 
         await self._in_thread(self._runs.open, spec)
-        pull = Follower()
-        self._pulls.add(pull)
+        wish = Wish(tell)
+        self._wishes.add(wish)
+        making = self._making[spec.key.name] = self._lasting.submit(_environment_faults, self._runs.prepare, spec, wish)
         try:
-            await self._in_thread(self._runs.ensure_image, spec.image, tell, pull, self._pull_timeout_s, pool=self._lasting)
+            await asyncio.shield(asyncio.wrap_future(making))
         finally:
-            pull.drop()  # also when nobody waits for it any longer
-            self._pulls.discard(pull)
-        progress("creating")
-        await self._in_thread(self._runs.create, spec)
+            wish.drop()  # also when nobody waits for it any longer
+            self._wishes.discard(wish)
+            if making.done():
+                self._making.pop(spec.key.name, None)
 
     async def start(self, spec: RunSpec) -> RunStatus:
         """Start the container and follow its output; what has ended by then is told with its output. Raises RunnerError."""
@@ -246,11 +285,14 @@ class DockerRunner:
         followed = self._followed.pop(key.name, None)
         if followed is not None:
             followed[0].drop()
+        making = self._making.pop(key.name, None)
+        if making is not None:  # given up in the middle: what it may still create must not outlive this
+            await asyncio.wait([asyncio.wrap_future(making)])
         await self._in_thread(self._runs.remove, key)
 
     async def close(self) -> None:
         """Let go of everything; runs and the guard go on."""
-        for follower in (*self._pulls, *(follower for follower, _ in self._followed.values())):
+        for follower in (*self._wishes, *(follower for follower, _ in self._followed.values())):
             follower.drop()
         for pool in (self._lasting, self._pool):
             await asyncio.to_thread(pool.shutdown, cancel_futures=True)

@@ -17,13 +17,14 @@ import msgspec
 from seller_agent.runners import docker_profile as profile
 from seller_agent.runners import guard_files
 from seller_agent.runners.docker_host import container_pid, daemon_started_unix_ms
-from seller_agent.runners.docker_images import pull
 from seller_agent.runners.docker_logs import EngineStream, Follower, LogSink, StreamFailed, logs_target
 from seller_agent.runners.docker_outcome import RunRecord, Sight, parse_time_ms, status_of, vanished
 from seller_agent.runners.docker_profile import Host
 from seller_agent.runners.docker_records import open_folders, read_exit, read_record, read_tail, write_exit, write_record
+from seller_agent.runners.docker_store import ImageHere, ImageStore, Wish
 from seller_agent.runners.docker_watches import Watches
 from seller_agent.runners.guard_files import StopRecord
+from seller_agent.runners.registry_logins import Login
 from seller_agent.runners.runner import RunKey, RunnerError, RunSpec, RunState, RunStatus, StopReason
 
 START_ALLOWANCE_MS = 30_000
@@ -48,9 +49,6 @@ class Engine(Protocol):
 
     def inspect(self, name: str) -> Inspection | None:
         """A container, or None."""
-
-    def inspect_image(self, image: str) -> Inspection | None:
-        """A local image, or None."""
 
     def create(self, name: str, body: dict[str, Any]) -> bool:
         """Create a container; False when the name is taken."""
@@ -78,8 +76,19 @@ class Dropped(Exception):
 class Runs:
     """All runs of one agent home on one Docker."""
 
-    def __init__(self, engine: Engine, *, socket_path: str, guard_dir: Path, home: str, node_id: str, egress_network: str | None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        images: ImageStore,
+        *,
+        socket_path: str,
+        guard_dir: Path,
+        home: str,
+        node_id: str,
+        egress_network: Callable[[], str | None],
+    ) -> None:
         self._engine = engine
+        self._images = images
         self._socket = socket_path
         self._home = home
         self._node_id = node_id
@@ -120,27 +129,28 @@ class Runs:
         self._watches.change(record, lease_until_boot_ms=max(spec.lease_until_boot_ms, watch.lease_until_boot_ms if was_there else 0))
         self._watches.ensure_guard()
 
-    def ensure_image(self, image: str | None, tell: Callable[[str], None], follower: Follower, timeout_s: float) -> None:
-        """The image on this machine, pulled if need be. Raises RunnerError with the reason of a failed pull."""
-        if not image:
-            raise RunnerError("image_refused", "The Docker runner needs an image: name one with --image, or let the node offer a default.")
-        if self._engine.inspect_image(image) is not None:
-            return
-        pull(self._socket, image, tell, follower, timeout_s)
-        if self._engine.inspect_image(image) is None:
-            raise RunnerError("image_pull_timeout", f"The pull of {image} broke off.")
+    def prepare(self, spec: RunSpec, wish: Wish) -> None:
+        """The image, held while the container is made of it. Raises RunnerError."""
+        here = self._images.ensure(
+            spec.image, Login(user=spec.registry_auth[0], password=spec.registry_auth[1]) if spec.registry_auth else None, wish
+        )
+        try:
+            if not wish.dropped.is_set():
+                wish.tell("creating")
+                self._create(spec, here)
+        finally:
+            self._images.release(here)
 
-    def create(self, spec: RunSpec) -> None:
+    def _create(self, spec: RunSpec, image: ImageHere) -> None:
         """The container, checked against the table of controls. One that is there already must be this very run's."""
         host = self.host(afresh=False)
-        image = self._engine.inspect_image(spec.image or "")
-        volumes = sorted(((image or {}).get("Config") or {}).get("Volumes") or {})
+        volumes = sorted(image.config.get("Volumes") or {})
         if len(volumes) > profile.MAX_IMAGE_VOLUMES:
             raise RunnerError("image_refused", f"The image declares {len(volumes)} volumes, more than {profile.MAX_IMAGE_VOLUMES}.")
         name = profile.container_name(spec.key)
         table = profile.controls(spec, host, volumes, self._network(spec))
         marks = profile.labels(spec, home=self._home, node=self._node_id, created_unix_ms=guard_files.unix_ms())
-        created = self._engine.create(name, profile.create_body(spec, host, table, marks))
+        created = self._engine.create(name, profile.create_body(spec, host, table, marks, image.image_id))
         inspected = self._engine.inspect(name)
         if inspected is None:
             raise RunnerError("container_error", f"{name} vanished as soon as it was created.")
@@ -151,13 +161,17 @@ class Runs:
         if missing and (created or inspected["State"]["Status"] == "created"):
             self._engine.remove(name)
             raise RunnerError("container_error", "Docker did not take over how the job is to be confined: " + "; ".join(missing))
+        record = self._record_of(spec.key, Path(spec.folder))
+        if inspected.get("Image") == image.image_id and record.image_digest != image.digest:
+            write_record(msgspec.structs.replace(record, image_digest=image.digest))
 
     def _network(self, spec: RunSpec) -> str:
         if spec.network == "none":
             return "none"
-        if self._egress_network is None:
-            raise RunnerError("container_error", f"The job wants network {spec.network!r}; this node offers none.")
-        return self._egress_network
+        network = self._egress_network()
+        if network is None:
+            raise RunnerError("container_error", f"The job wants network {spec.network!r}; this node cannot offer it now.")
+        return network
 
     # ---- run
 

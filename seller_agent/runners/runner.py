@@ -102,6 +102,8 @@ class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
     """A runner's own failure to start the program: one of the reasons `program_not_found`, `image_not_found`, `image_refused`,
     `container_error`, `disk_full`, `runtime_restarted`, `host_restarted`."""
     detail: str = ""
+    image_digest: str = ""
+    """Exactly which image it was made of, once it was made of one."""
 
 
 class RunUse(msgspec.Struct, frozen=True, kw_only=True):

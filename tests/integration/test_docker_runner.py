@@ -23,6 +23,7 @@ from seller_agent.runners.docker_logs import EngineStream, logs_target
 from seller_agent.runners.docker_outcome import parse_time_ms
 from seller_agent.runners.docker_profile import container_name
 from seller_agent.runners.docker_runner import DockerRunner, SdkEngine
+from seller_agent.runners.docker_store import ImageTerms
 from seller_agent.runners.runner import RunCard, RunKey, RunnerError, RunSpec, RunState, RunStatus, StopReason, run_folder
 
 __all__ = ["engine", "registry"]  # fixtures
@@ -281,7 +282,7 @@ async def test_an_image_that_cannot_be_had_has_a_reason(
 
 
 async def test_a_pull_that_does_not_move_is_given_up(home: Home, registry: Registry) -> None:
-    runner = home.runner(pull_timeout_s=1.0)
+    runner = home.runner(images=ImageTerms(pull_timeout_s=1.0))
     with pytest.raises(RunnerError) as failure:
         await runner.prepare(home.spec("", image=f"{registry.address}/slow/image:1"), quiet)
     assert "image_pull_timeout" == failure.value.reason

@@ -40,7 +40,7 @@ SPEC = RunSpec(
 
 
 def body_of(spec: RunSpec = SPEC, host: Host = HOST) -> dict[str, Any]:
-    return create_body(spec, host, controls(spec, host), labels(spec, home="h", node="n", created_unix_ms=0))
+    return create_body(spec, host, controls(spec, host), labels(spec, home="h", node="n", created_unix_ms=0), "sha256:0")
 
 
 def as_inspected(body: dict[str, Any]) -> dict[str, Any]:
