@@ -187,6 +187,7 @@ class Agent:
         known = {attempt.key.name for attempt in attempts}
         for folder in await asyncio.to_thread(workspace.strays, self._folder / "runs", known):
             await asyncio.to_thread(workspace.delete, folder)
+        await asyncio.to_thread(self._hands.secrets.remove_strays, known)
         self._hands.begin()
         if attempts:
             log.info("reconciled", attempts=len(attempts), running=sum(attempt.is_active for attempt in attempts))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol, TypeVar
 
 from events.fact import Event
+from events.session import Session
 from events.ticket import Ticket
 from events.wire import FilesAnswer, FilesRequest, OutputAnswer, OutputFrame, SyncAnswer
 
@@ -17,6 +18,10 @@ class Market(Protocol):
     @property
     def wallet(self) -> str:
         """Whose node this is."""
+
+    @property
+    def session(self) -> Session:
+        """The key that speaks for that wallet now."""
 
     def enqueue(self, *events: Event) -> list[Ticket]:
         """Send events, in order, durably; a ticket each."""

@@ -16,6 +16,7 @@ from seller_agent.decisions import GRACE_S
 from seller_agent.endings import failure_reason, time_limit
 from seller_agent.link import Market
 from seller_agent.runners.runner import RunCard, RunnerError, RunSpec
+from seller_agent.secret_files import SecretMissing
 from seller_agent.sessions import Access
 
 INPUTS_MAX_S = 20 * 60
@@ -51,6 +52,8 @@ def fault_of(error: Exception) -> tuple[Reason, str]:
         case Refused():
             missing = error.refusal in (Refusal.UNKNOWN_JOB, Refusal.NOT_YOURS)
             return Reason.INPUT_MISSING if missing else Reason.INPUT_CORRUPT, f"{error.what} {error.why}"
+        case SecretMissing():
+            return Reason.SECRET_MISSING, f"{error.what} {error.why}"
         case TimeoutError() | BazaarError():
             return Reason.INPUT_TIMEOUT, f"the inputs did not arrive: {error}"
         case OSError():
@@ -83,6 +86,7 @@ def make_spec(
         shm_mib=needs.shm_mib or None,
         network=needs.network.value,
         session=access is not None,
+        has_secrets=bool(order.program.secret_names),
         timeout_s=time_limit(order, attempt.timeout_s, attempt.price_uusd_per_gpu_hour)[0],
         grace_s=GRACE_S,
         output_limit_bytes=output_limit_bytes,

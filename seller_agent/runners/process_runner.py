@@ -59,6 +59,7 @@ def environment_of(spec: RunSpec) -> dict[str, str]:
         "BAZAAR_ATTEMPT": str(spec.key.attempt),
         "BAZAAR_EPOCH": str(spec.key.epoch),
         **spec.env,
+        **({"BAZAAR_SECRETS": f"{spec.folder}/secrets"} if spec.has_secrets else {}),
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "CUDA_VISIBLE_DEVICES": uuids,
         "NVIDIA_VISIBLE_DEVICES": uuids or "void",
