@@ -16,6 +16,7 @@ from seller_agent.runners.runner import RunCard, RunKey, RunSpec
 
 JOB_PATH = "/job"
 OUT_PATH = "/out"
+SECRETS_PATH = "/run/secrets"
 JOB_UID = 65534
 NAME_PREFIX = "gpubazaar-"
 PIDS_LIMIT = 4096
@@ -102,6 +103,8 @@ def controls(spec: RunSpec, host: Host, volumes: Iterable[str] = (), network: st
     ulimits = [{"Name": "core", "Soft": 0, "Hard": 0}, {"Name": "nofile", "Soft": OPEN_FILES, "Hard": OPEN_FILES}]
     log = {"Type": "json-file", "Config": {"max-size": LOG_FILE_SIZE, "max-file": "2"}}
     binds = [f"{spec.folder}/job:{JOB_PATH}:rw", f"{spec.folder}/out:{OUT_PATH}:rw"]
+    if spec.has_secrets:
+        binds.append(f"{spec.folder}/secrets:{SECRETS_PATH}:ro")
     tmpfs = _tmpfs(spec, host, volumes)
     table: list[tuple[str, Any, str]] = [
         ("Config.User", f"{host.job_uid}:{JOB_UID}", "never root, whatever the image says"),
@@ -113,7 +116,7 @@ def controls(spec: RunSpec, host: Host, volumes: Iterable[str] = (), network: st
         ("HostConfig.SecurityOpt", ["no-new-privileges"], "setuid programs gain nothing; seccomp and AppArmor stay at Docker's defaults"),
         ("HostConfig.ReadonlyRootfs", True, "the image is not a disk"),
         ("HostConfig.Tmpfs", tmpfs, "scratch space, bounded, counted as memory"),
-        ("HostConfig.Binds", binds, "the run's own two folders and nothing else of the host"),
+        ("HostConfig.Binds", binds, "the run's own folders and nothing else of the host; its secrets cannot be changed"),
         ("HostConfig.PidsLimit", PIDS_LIMIT, "fork bombs"),
         ("HostConfig.Memory", memory, "the job's memory"),
         ("HostConfig.MemorySwap", memory if host.swap_limit else -1, "the same figure: no swap"),
@@ -164,6 +167,7 @@ def environment(spec: RunSpec, host: Host) -> dict[str, str]:
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "CUDA_VISIBLE_DEVICES": ",".join(str(index) for index in range(len(spec.cards))),
         "TINI_KILL_PROCESS_GROUP": "1",
+        **({"BAZAAR_SECRETS": SECRETS_PATH} if spec.has_secrets else {}),
     }
     return {"HOME": "/tmp", **asked, **ours}
 

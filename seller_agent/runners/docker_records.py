@@ -32,12 +32,17 @@ def open_folders(folder: Path, job_uid: int | None) -> None:
         (folder / "log" / name).touch(mode=0o600)
     if job_uid == os.geteuid():
         return
-    for top in (folder / "job", folder / "out"):
+    for top in (folder / "job", folder / "out", *_secrets_of(folder)):
         for path in (top, *_below(top)):
             if job_uid is not None:
                 os.chown(path, job_uid, job_uid, follow_symlinks=False)
             elif not path.is_symlink():
                 path.chmod(0o777 if path.is_dir() or path.stat().st_mode & 0o100 else 0o666)
+
+
+def _secrets_of(folder: Path) -> list[Path]:
+    """Where the run's secrets really lie: `secrets` may be a link of the agent's own into memory. The job has never been near it."""
+    return [Path(os.path.realpath(folder / "secrets"))] if (folder / "secrets").is_dir() else []
 
 
 def _below(top: Path) -> list[Path]:
