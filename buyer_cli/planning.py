@@ -12,6 +12,7 @@ from buyer_cli.inputs import InputFile, Notice, input_files
 from buyer_cli.secret_values import Ask, SecretReader, SecretValues
 from buyer_cli.spec import Layer, SpecError, Wish, default_name, flag_layer, merge, script_argv, wishes
 from buyer_cli.spec_files import Script, block_layer, checked_script, read_job_file, read_script, read_standard_input
+from events.values import JobKind
 
 INLINE_NAME = "main.py"
 
@@ -39,6 +40,7 @@ class Asked(NamedTuple):
     rest: tuple[str, ...] | None = None
     """What stood after `--`."""
     job_file: str | None = None
+    kind: JobKind = JobKind.BATCH
 
 
 def requirement_layers(asked: Asked, flags: Mapping[str, object], allow_simulated: bool) -> list[Layer]:
@@ -51,10 +53,10 @@ def plans(asked: Asked, flags: Mapping[str, object], allow_simulated: bool, noti
     found = []
     secrets = SecretReader(ask, notice)
     for script, layer in _jobs(asked, flags, allow_simulated):
-        argv = _argv(script, layer)
+        argv = _argv(script, layer, asked.kind)
         executable = argv[0] == f"./{script.name}" if script else False
         files = tuple(input_files(script, executable, layer.get("in", ()), notice))
-        found += [Plan(wish, argv, files, secrets.read(wish.secrets)) for wish in wishes(layer)]
+        found += [Plan(wish, argv, files, secrets.read(wish.secrets)) for wish in wishes(layer, asked.kind)]
     return found
 
 
@@ -72,7 +74,8 @@ def _jobs(asked: Asked, flags: Mapping[str, object], allow_simulated: bool) -> l
         if inline is not None:
             layer = {**{name: value for name, value in layer.items() if name not in ("script", "command")}, "args": layer.get("args", ())}
         if "name" not in layer:
-            layer["name"] = default_name(script.name if script else None, layer.get("command", ()))
+            other = "" if asked.kind is JobKind.BATCH else asked.kind.value
+            layer["name"] = default_name(script.name if script else None, layer.get("command", ()) or (other,))
         jobs.append((script, layer))
     return jobs
 
@@ -98,11 +101,13 @@ def _line_layer(asked: Asked) -> Layer:
     return {}
 
 
-def _argv(script: Script | None, layer: Layer) -> tuple[str, ...]:
+def _argv(script: Script | None, layer: Layer, kind: JobKind) -> tuple[str, ...]:
     if script is not None:
         return script_argv(script.name, script.content[:2], layer.get("args", ()))
     command: tuple[str, ...] = layer.get("command", ())
-    if not command:
+    if kind is JobKind.CONTAINER and not command and not layer.get("image"):
+        raise SpecError("a container", "neither an image nor a command was given", "bazaar container --image IMAGE [-- COMMAND]")
+    if kind is JobKind.BATCH and not command:
         raise SpecError(
             "there is nothing to run",
             "neither a script nor a command was given",

@@ -35,6 +35,7 @@ class SpecError(ValueError):
 class Wish(msgspec.Struct, frozen=True, kw_only=True):
     """One job as its buyer wants it, before its files are stored and its target is known to exist."""
 
+    kind: JobKind = JobKind.BATCH
     script: str | None = None
     command: tuple[str, ...] = ()
     args: tuple[str, ...] = ()
@@ -145,20 +146,21 @@ def merge(layers: Sequence[Layer]) -> Layer:
     return merged
 
 
-def wishes(layer: Layer) -> list[Wish]:
+def wishes(layer: Layer, kind: JobKind = JobKind.BATCH) -> list[Wish]:
     """The jobs that a merged layer asks for: one, or one for each target."""
     targets: tuple[Target | None, ...] = layer.get("target", ()) or (None,)
-    return [_wish(layer, target) for target in targets]
+    return [_wish(layer, target, kind) for target in targets]
 
 
-def _wish(layer: Layer, target: Target | None) -> Wish:
+def _wish(layer: Layer, target: Target | None, kind: JobKind) -> Wish:
     get = layer.get
-    timeout_s = get("timeout") or DEFAULT_TIMEOUT_S[JobKind.BATCH]
+    timeout_s = get("timeout") or DEFAULT_TIMEOUT_S[kind]
     return Wish(
+        kind=kind,
         script=get("script"),
         command=get("command", ()),
         args=get("args", ()),
-        requirements=_requirements(layer, target),
+        requirements=_requirements(layer, target, kind),
         target=target,
         image=get("image"),
         env=get("env", {}),
@@ -169,7 +171,7 @@ def _wish(layer: Layer, target: Target | None) -> Wish:
         queue_timeout_s=get("queue-timeout"),
         estimate_s=get("estimate"),
         priority=get("priority", DEFAULT_PRIORITY),
-        retries=get("retries", 3),
+        retries=get("retries", 3 if kind is JobKind.BATCH else 0),
         name=get("name") or default_name(get("script"), get("command", ())),
         labels=_at_most(get("label", {}), 16, "labels"),
         inputs=get("in", ()),
@@ -183,7 +185,7 @@ def _at_most(table: dict[str, str], most: int, what: str) -> dict[str, str]:
     return table
 
 
-def _requirements(layer: Layer, target: Target | None) -> Requirements:
+def _requirements(layer: Layer, target: Target | None, kind: JobKind) -> Requirements:
     get = layer.get
     gpus = get("gpus")
     if target is not None and target.cards:
@@ -208,12 +210,13 @@ def _requirements(layer: Layer, target: Target | None) -> Requirements:
         network=get("network") or Requirements().network,
         allow_simulated=get("allow-simulated", False),
         target_cards=() if target is None else target.cards,
+        sessions=kind is not JobKind.BATCH,
     )
 
 
 def default_name(script: str | None, command: Sequence[str]) -> str:
     """A name for a job whose buyer gave none: the script's or the command's, in the alphabet of names."""
-    source = script or (command[0] if command else "job")
+    source = script or (command[0] if command else "") or "job"
     plain = re.sub(r"[^A-Za-z0-9._@+-]+", "-", source.rstrip("/").rpartition("/")[2])[:64]
     return plain.lstrip("._@+-") or "job"
 
@@ -246,6 +249,7 @@ def submission(
     """The fact to publish for a wish whose files are stored. Raises SpecError when it is over a bound of facts."""
     event = JobSubmitted(
         job_id=job_id,
+        kind=wish.kind,
         name=wish.name,
         requirements=msgspec.structs.replace(wish.requirements, target_node=node_id, image=wish.image),
         program=Program(argv=tuple(argv), env=wish.env, image=wish.image, inputs=inputs, inputs_bytes=inputs_bytes),

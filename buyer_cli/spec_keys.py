@@ -150,11 +150,11 @@ KEYS: tuple[Key, ...] = (
         "IMAGE",
         "Container image; default: the node's own.",
     ),
-    Key("timeout", quantities.duration_s, "TIME", "Stop the run after this time. Default 1h."),
+    Key("timeout", quantities.duration_s, "TIME", "Stop the run after this time. Default 1h; a notebook 2h, a container 3h."),
     Key("queue-timeout", quantities.duration_s, "TIME", "Give up when no node was found in this time. Default: wait."),
     Key("estimate", quantities.duration_s, "TIME", "How long the run is thought to take."),
     Key("priority", quantities.priority, "LEVEL", "low, normal, high, critical, or 0-100. Default normal."),
-    Key("retries", _whole(0, 20), "N", "New attempts after a fault that is not the job's own. Default 3."),
+    Key("retries", _whole(0, 20), "N", "New attempts after a fault that is not the job's own. Default 3, for a session 0."),
     Key("target", quantities.target, "NODE[::CARDS]", "Run on this node, on these cards; several: a job for each.", Shape.MANY, "-t"),
     Key(
         "name",

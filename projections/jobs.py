@@ -160,6 +160,8 @@ def refusal(job: Job, event: Event) -> Refusal | None:
             return Refusal.STALE_EPOCH
     if type(event) not in TRANSITIONS[job.state]:
         return Refusal.ILLEGAL_IN_STATE
+    if isinstance(event, SessionCloseRequested) and job.submitted.kind is JobKind.BATCH:
+        return Refusal.ILLEGAL_IN_STATE  # there is nobody to leave
     return None
 
 

@@ -21,7 +21,7 @@ from seller_agent.workspace import Collected, Walk
 
 SKIPPED = frozenset(
     {
-        ".bazaar.sock",
+        "bazaar.sock",
         ".cache",
         ".conda",
         ".config",

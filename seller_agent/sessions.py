@@ -17,7 +17,7 @@ import msgspec
 from events.jobs import JobSubmitted
 from events.values import JobKind
 
-SOCKET = ".bazaar.sock"
+SOCKET = "bazaar.sock"
 """In the run's working directory. Its name is relative everywhere, because a socket's whole path may be 107 bytes long only."""
 FILE = "session.json"
 FOR_EVER = ("sleep", "2147483647")
