@@ -27,6 +27,7 @@ from seller_agent.offers import Terms, make_offer
 from seller_agent.runners.process_runner import ProcessRunner
 from seller_agent.runners.runner import Runner
 from services import gateway
+from services.market_keys import load_sealing_key
 
 BUYER, SELLER = 1, 2
 
@@ -52,8 +53,9 @@ class NodeWorld:
     async def start_gateway(self) -> None:
         self._gateway_stop = asyncio.Event()
         keys, url = self.market.world.keys, self.market.world.url
+        opens = load_sealing_key(self.market.world.place.folder / "keys")
         self._gateway = asyncio.create_task(
-            gateway.serve(url, keys, snapshot_file=self.home / "gateway.snapshot", until=self._gateway_stop)
+            gateway.serve(url, keys, snapshot_file=self.home / "gateway.snapshot", until=self._gateway_stop, sealing_key=opens)
         )
 
     async def stop_gateway(self) -> None:
