@@ -42,6 +42,8 @@ class Following(NamedTuple):
     reader: OutputReader | None
     """None: the output is not wanted."""
     quiet: bool = False
+    looked: Callable[[SyncJob], None] | None = None
+    """Told of the job at every look."""
 
 
 class Follower:
@@ -70,6 +72,8 @@ class Follower:
                 await self._tell(now)
                 await self._output(now)
                 self._seen = now
+                if self._wants.looked is not None:
+                    self._wants.looked(now)
                 if now.state in render.EXIT_CODES:
                     return now
                 await self._tell_why(now)

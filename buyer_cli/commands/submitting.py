@@ -69,7 +69,7 @@ def run(
     asked = Asked(script, code, ctx.obj, job_file)
     made = planned(caller, asked, flags)
     if detach:
-        return _detached(caller, made, Manner(yes, now))
+        return detached(caller, made, Manner(yes, now))
     journey = _Journey(caller, made, Manner(yes, now), propagate_exit, raw)
     try:
         return run_async(journey.go())
@@ -98,7 +98,7 @@ def submit_(
     asked = Asked(script, code, ctx.obj, job_file)
     if asked == Asked() and caller.terminal.is_interactive:
         asked, flags = _interview(caller, flags)
-    return _detached(caller, planned(caller, asked, flags), Manner(yes, now))
+    return detached(caller, planned(caller, asked, flags), Manner(yes, now))
 
 
 def _interview(caller: Caller, flags: dict[str, object]) -> tuple[Asked, dict[str, object]]:
@@ -117,7 +117,8 @@ def _interview(caller: Caller, flags: dict[str, object]) -> tuple[Asked, dict[st
     return Asked(script=script or None), answers
 
 
-def _detached(caller: Caller, made: list[Plan], manner: Manner) -> int:
+def detached(caller: Caller, made: list[Plan], manner: Manner) -> int:
+    """Submit, print the ids, and leave."""
     async def go() -> None:
         api = Api(caller.settings)
         async with opened(caller) as client:
