@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "quote": ("quoting", "quote", "Who could run this, at what price. Nothing is written."),
     "ps": ("looking", "ps", "My jobs."),
     "show": ("looking", "show", "Everything about a job."),
+    "why": ("explaining", "why", "Why a job waits, now or then, and what would change it."),
     "queue": ("looking", "queue", "What waits and what runs on the market."),
     "wait": ("following", "wait", "Wait until jobs have ended."),
     "logs": ("following", "logs", "What a job wrote."),

@@ -33,13 +33,15 @@ class Follower:
         self._key = ""
         self._verify_key: VerifyKey | None = None
 
-    def fold(self, stored: StoredPage) -> tuple[Page, list[FoldedRecord]]:
-        """Check and fold the next page. Raises LogCorrupt."""
+    def fold(self, stored: StoredPage, until: Callable[[Page], bool] | None = None) -> tuple[Page, list[FoldedRecord]]:
+        """Check and fold the next page; not when it is `until` that says so: then nothing is folded. Raises LogCorrupt."""
         market = self.market
         if stored.position != market.pages + 1:
             raise LogCorrupt(why=f"page {stored.position} follows page {market.pages}")
         try:
             page = decode_page(stored.data)
+            if until is not None and until(page):
+                return page, []
             records = records_of(page)
             digest = self._check(page, records)
         except BrokenPage as error:

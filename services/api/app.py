@@ -27,10 +27,12 @@ from services.api.job_endpoints import JOB_ENDPOINTS
 from services.api.live import EVENTS, Streams
 from services.api.market_endpoints import MARKET_ENDPOINTS
 from services.api.output_endpoints import OUTPUT_ENDPOINTS
+from services.api.past import Past
 from services.api.read_model import ReadModel
 from services.api.routes import make_app
 from services.api.rpc import Rpc
 from services.api.upkeep import Upkeep, begin
+from services.api.why_endpoint import WHY
 from services.market_keys import MarketKeys
 
 log = structlog.get_logger("api")
@@ -39,7 +41,7 @@ GRACE_S = 2
 KEEP_ALIVE_S = 15
 BACKLOG = 512
 RETRY_S = 0.5
-ENDPOINTS = (*MARKET_ENDPOINTS, *JOB_ENDPOINTS, *OUTPUT_ENDPOINTS, EVENTS)
+ENDPOINTS = (*MARKET_ENDPOINTS, *JOB_ENDPOINTS, *OUTPUT_ENDPOINTS, WHY, EVENTS)
 
 
 class Api:
@@ -66,7 +68,7 @@ class Api:
         self._connection.on_up(self._streams)
         await self._connection.open(wait_s=None)
         upkeep = await self._caught_up()
-        self.desk.source = Source(upkeep.mirror, self._read_model, self._ledger, self._connection)
+        self.desk.source = Source(upkeep.mirror, self._read_model, self._ledger, self._connection, Past(self._ledger))
         await Rpc(self._connection, self.desk).start()
         log.info("ready", seq=upkeep.mirror.market.last_seq)
         async with asyncio.TaskGroup() as group:

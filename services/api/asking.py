@@ -14,6 +14,7 @@ from events.values import JobId
 from projections.jobs import Job
 from services.api.access import Viewer
 from services.api.mirror import Mirror
+from services.api.past import Past
 from services.api.problems import ProblemFound
 from services.api.queries import Parameter
 from services.api.read_model import FinishedJob, ReadModel
@@ -26,6 +27,7 @@ class Source(NamedTuple):
     read_model: ReadModel
     ledger: Log
     connection: Connection
+    past: Past
 
 
 class Asked(NamedTuple):

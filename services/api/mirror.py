@@ -28,6 +28,7 @@ from services.api.standing import Standing
 from services.api.telemetry import Telemetry
 from services.api.views import JobView, job_view
 from services.follower import Follower
+from services.matcher.verdicts import OfferKeys
 
 _encoder = msgspec.json.Encoder()
 
@@ -49,6 +50,7 @@ class Mirror:
         self.standing = Standing(follower.market)
         self.hour = remembered(follower.market.jobs)
         self.feed = EventFeed(follower.market.last_seq)
+        self.offer_keys = OfferKeys()
         self.version = 0
         """Counts the changes of anything that an answer may be made of."""
         self._log_created = log_created

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from events import quantities
@@ -84,6 +85,25 @@ _WALLET = _matching(r"0x[0-9a-fA-F]{40}", "a wallet: 0x and 40 hexadecimal digit
 _TEXT: Mapping[str, object] = {"type": "string"}
 _NUMBER: Mapping[str, object] = {"type": "integer", "minimum": 0}
 _YES: Mapping[str, object] = {"type": "boolean"}
+
+
+def moment(text: str) -> int:
+    """A place in the past: a sequence of the ledger, or a time (milliseconds since 1970, or as ISO 8601) as milliseconds."""
+    if re.fullmatch(r"\d{1,14}", text, re.ASCII):
+        return int(text)
+    try:
+        when = datetime.fromisoformat(text)
+    except ValueError:
+        raise BadValue("it is neither a sequence nor a time", "41250, or 2026-03-01T14:02:00Z") from None
+    when = when if when.tzinfo is not None else when.replace(tzinfo=UTC)
+    return max(FIRST_TIME_MS, int(when.timestamp() * 1000))
+
+
+FIRST_TIME_MS = 10**12
+"""A smaller number is a sequence, a larger one a time."""
+AS_OF = Parameter("as_of", moment, "The moment: a sequence, milliseconds since 1970, or a time such as 2026-03-01T14:02Z.", _TEXT)
+WAITS = Parameter("waits", quantities.yes_or_no, "Also the whole wait as intervals, each with its cause; reads the ledger again.", _YES)
+WHY = (AS_OF, WAITS)
 
 MIN_SEQ = Parameter("min_seq", _whole(0, SEQ_MAX), "Answer only once the ledger is read up to this sequence.", _NUMBER)
 WAIT = Parameter(

@@ -17,10 +17,13 @@ from events.connection import Connection
 from events.errors import BazaarError
 from events.nats_client import Message
 from events.reasons import Refusal
+from events.why import Why, WhyAnswer, WhyRequest
 from services.api.access import wallet_viewer
+from services.api.asking import Asked
 from services.api.desk import Desk
 from services.api.problems import ProblemFound, Trouble
 from services.api.quoting import quoted
+from services.api.why_endpoint import job_why
 
 log = structlog.get_logger("api")
 
@@ -59,6 +62,7 @@ class Rpc:
     async def start(self) -> None:
         """Listen."""
         await self._connection.subscribe("rpc.quote.*", self._on_quote, concurrency=CONCURRENCY)
+        await self._connection.subscribe("rpc.why.*", self._on_why, concurrency=CONCURRENCY)
         await self._connection.subscribe("rpc.read.*", self._on_read, concurrency=CONCURRENCY)
         await self._connection.subscribe("market.job", self._on_job, concurrency=CONCURRENCY)
 
@@ -74,6 +78,28 @@ class Rpc:
         except Malformed:
             return wire.QuoteAnswer(as_of_seq=source.mirror.market.last_seq, failure=wire.Failure(code=Refusal.MALFORMED))
         return quoted(source.mirror, request, wallet_viewer(source.mirror.market, wallet), self._desk.now_ms())
+
+    async def _on_why(self, message: Message) -> None:
+        if message.reply:
+            await self._reply(message, wire.encode(await self._why(message.subject.rpartition(".")[2], message.data)))
+
+    async def _why(self, wallet: str, data: bytes) -> WhyAnswer:
+        source = self._desk.source
+        assert source is not None, "wallets are answered once there is something to answer from"
+        market = source.mirror.market
+        try:
+            request = wire.decode(data, WhyRequest)
+            values = {"waits": request.waits} | ({} if request.as_of is None else {"as_of": request.as_of})
+            asked = Asked(source, wallet_viewer(market, wallet), values, request.job_id, self._desk.now_ms())
+            reply = await job_why(asked)
+        except Malformed:
+            return WhyAnswer(as_of_seq=market.last_seq, failure=wire.Failure(code=Refusal.MALFORMED))
+        except ProblemFound as problem:
+            return WhyAnswer(as_of_seq=market.last_seq, failure=wire.Failure(code=problem.code))
+        except BazaarError as error:
+            return WhyAnswer(as_of_seq=market.last_seq, failure=wire.Failure(code=Trouble.NOT_READY, detail=error.what))
+        assert isinstance(reply.payload, Why)
+        return WhyAnswer(as_of_seq=reply.as_of_seq, why=reply.payload)
 
     async def _on_read(self, message: Message) -> None:
         if message.reply:

@@ -1,0 +1,71 @@
+"""`/v1/jobs/{id}/why`: why a job is not running, now or at a past moment, and its whole wait as intervals; the same over `rpc.why`."""
+
+from __future__ import annotations
+
+import msgspec
+
+from events.why import Why
+from projections.jobs import Job
+from services.api import queries
+from services.api.asking import Asked, Endpoint, Reply, job_that_ended
+from services.api.past import Until
+from services.api.problems import bad_query
+from services.matcher.waits import WaitWatch
+from services.matcher.why import Moment, why
+
+
+async def job_why(asked: Asked) -> Reply:
+    """Why a job is not running."""
+    as_of, wants_waits = asked.value("as_of"), asked.value("waits", False)
+    live = asked.mirror.market.jobs.get(asked.name)
+    if live is None or not asked.viewer.may_see_job(live):
+        await job_that_ended(asked)  # says who may see it, and whether there is one
+        live = None
+    if as_of is None and live is not None and not wants_waits:
+        return Reply(asked.as_of_seq, _now(asked, live))
+    return await _then(asked, as_of, wants_waits=wants_waits)
+
+
+def _now(asked: Asked, job: Job) -> Why:
+    mirror = asked.mirror
+    market, queue = mirror.market, mirror.standing.queue
+    suspects = mirror.telemetry.suspects(market.nodes, market.policy.suspect_s, asked.now_ms)
+    position = queue.position(job.submitted.job_id)
+    moment = Moment(max(asked.now_ms, market.time_ms), suspects, None if position is None else queue.in_order(), position or 0)
+    return why(market, job, moment, mirror.offer_keys)
+
+
+async def _then(asked: Asked, as_of: int | None, *, wants_waits: bool) -> Reply:
+    """From the ledger folded again, up to the moment; without one, up to where the mirror stands."""
+    last_seq, past = asked.as_of_seq, asked.source.past
+    until, now_ms = _until(asked, as_of, last_seq)
+    watch = WaitWatch(asked.name) if wants_waits else None
+    market = await past.market(until) if watch is None else await past.watched(until, watch)
+    job = market.jobs.get(asked.name)
+    if job is None:
+        raise bad_query("as_of", "the job did not exist then, or had ended long before")
+    moment_ms = max(market.time_ms, now_ms or 0)
+    live = asked.mirror.market.jobs.get(asked.name)
+    is_now = as_of is None and live is not None and live.updated_seq == job.updated_seq
+    answer = _now(asked, live) if is_now and live is not None else why(market, job, Moment(moment_ms))
+    if watch is not None:
+        intervals = watch.end(answer.time_ms if not job.ended_ms else market.time_ms)
+        wait_ms = sum(interval.until_ms - interval.from_ms for interval in intervals)
+        answer = msgspec.structs.replace(answer, waits=intervals, wait_ms=wait_ms)
+    return Reply(market.last_seq, answer)
+
+
+def _until(asked: Asked, as_of: int | None, last_seq: int) -> tuple[Until, int | None]:
+    """How far to fold, and the time of the moment where it is not that of the last page. Raises ProblemFound."""
+    if as_of is None:
+        return Until(seq=last_seq), asked.now_ms
+    if as_of < queries.FIRST_TIME_MS:
+        if as_of > last_seq:
+            raise bad_query("as_of", f"the ledger ends at {last_seq}")
+        return Until(seq=as_of), None
+    if as_of > asked.now_ms + 1000:
+        raise bad_query("as_of", "that moment has not come yet")
+    return Until(time_ms=as_of), as_of
+
+
+WHY = Endpoint("/v1/jobs/{name}/why", job_why, Why, "Why a job is not running.", queries.WHY)
