@@ -89,11 +89,11 @@ def queue_position(market: Market, job_id: JobId) -> int | None:
 
 def free_in_s(able: list[Node], requirements: Requirements, scene: Scene) -> int | None:
     """When the first of these nodes has room at the latest, by the timeouts of what runs there; 0 when one has, but is silent."""
-    waits = [wait_s for node in able if (wait_s := _node_free_in_s(node, requirements, scene)) is not None]
+    waits = [wait_s for node in able if (wait_s := node_free_in_s(node, requirements, scene)) is not None]
     return min(waits, default=None)
 
 
-def _node_free_in_s(node: Node, requirements: Requirements, scene: Scene) -> int | None:
+def node_free_in_s(node: Node, requirements: Requirements, scene: Scene) -> int | None:
     """Let the attempts end in the order of their deadlines until the job has room."""
     emptied = msgspec.structs.replace(node, taken=dict(node.taken))
     ends = sorted((_ends_ms(held, epoch, scene), epoch) for epoch, held in node.allocations.items())
