@@ -54,14 +54,15 @@ def _online(ask: Ask, node: Node, scene: Scene) -> str:
 
 def _free(ask: Ask, node: Node, scene: Scene) -> str:
     wanted, free = ask.requirements.num_gpus, len(free_cards(node))
-    holders = len(node.allocations)
+    held = list(dict.fromkeys(allocation.job_id for allocation in node.allocations.values()))
+    holders = _count(len(held), "job") + f" on it ({', '.join(held[:2])}{', ...' if len(held) > 2 else ''})"
     if wanted and free < wanted:
-        return f"{free} of its {_count(len(node.offer.cards), 'card')} free, {_count(holders, 'job')} on it"
+        return f"{free} of its {_count(len(node.offer.cards), 'card')} free, {holders}"
     if node.offer.cores - node.cores_taken < ask.requirements.cores:
         return f"{_count(node.offer.cores - node.cores_taken, 'core')} free"
     if node.offer.memory_mib - node.memory_taken_mib < ask.requirements.memory_mib:
         return f"{gigabytes(node.offer.memory_mib - node.memory_taken_mib)} of memory free"
-    return f"what is free of it does not do, {_count(holders, 'job')} on it"
+    return f"what is free of it does not do, {holders}"
 
 
 def _avoided(ask: Ask, node: Node, scene: Scene) -> str:

@@ -47,7 +47,7 @@ def test_a_node_each_says_why_not_and_the_nearest_comes_first() -> None:
     history.happen(matched(state, "other", "right"), job_submitted(num_gpus=2, vram_mib=22_889, max_price=500_000))
     answer = ask(history.market)
     assert [
-        ("right", Nearness.CAPACITY, "0 of its 2 cards free, 1 job on it"),
+        ("right", Nearness.CAPACITY, f"0 of its 2 cards free, 1 job on it ({job_id('other')})"),
         ("leaving", Nearness.AWAY, "it takes no new jobs (draining: moving house)"),
         ("dear", Nearness.PRICE, "at most 0.50 USD asked, it asks 0.90 USD"),
         ("weak", Nearness.NEVER, "24 GB a card asked, its cards have 12.9 GB"),
