@@ -224,6 +224,10 @@ class MarketClient:
         request = SyncRequest(key=self._sender.session.key, job_ids=tuple(job_ids)[:100], node_id=node_id)
         return await self.ask("sync", request, SyncAnswer, timeout_s)
 
+    async def ask_bytes(self, verb: str, data: bytes, timeout_s: float = CALL_S) -> bytes:
+        """The bytes that `rpc.<verb>` answers to these. Raises MarketUnreachable."""
+        return await self._request(subjects.rpc(verb, self.wallet), data, timeout_s)
+
     async def ask_files(self, request: FilesRequest) -> FilesAnswer:
         """A question to the file store, as `events/files.py` wants it. Raises as `ask`."""
         return await self.ask("files", request, FilesAnswer, FILES_S)

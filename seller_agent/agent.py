@@ -125,6 +125,10 @@ class Agent:
         if self._failure is not None:
             raise self._failure
 
+    def priced(self, offer: NodeOffered) -> NodeOffered:
+        """The offer at the price that the owner set last."""
+        return self._steering.priced(offer)
+
     def leave(self) -> None:
         """Take no more jobs, stop what runs, then end. Called again: end now, and leave what runs to the next agent."""
         if self._leaving.is_set():

@@ -1,73 +1,60 @@
-"""What a seller's short commands ask of the market about a node, beside the agent that runs it."""
+"""What a seller's short commands ask of the market about a node, and tell it, beside the agent that runs it."""
 
 from __future__ import annotations
 
-import fcntl
-import os
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 from events.errors import Refused
-from events.home import Settings, choose_wallet
-from events.ids import node_id
+from events.fact import Event
+from events.home import Settings, known_wallets
 from events.login import open_client
-from events.market_client import MarketClient
-from events.nodes import NodeWithdrawn
-from events.reasons import Refusal
+from events.market_client import MarketClient, ask_hello
+from events.reading import read_items
+from events.session import Session, read_session
 from events.values import Role
-from seller_agent.offers import price_text
+from seller_agent.owned_nodes import OwnedNode
 
-WITHDRAWN_S = 15.0
-
-
-async def _client(settings: Settings, node: str) -> MarketClient:
-    """A client with the node's own session key; the agent may use it at the same time."""
-    return await open_client(settings, Role.SELLER, name="bazaar-seller", lane=node, node_id=node)
+ANSWER_S = 15.0
 
 
-async def node_status(settings: Settings, name: str) -> dict[str, Any]:
-    """The node in the ledger and on this machine. Raises Refused when the market does not know it."""
-    owner = choose_wallet(settings, Role.SELLER).address
-    node = node_id(owner, name)
-    async with await _client(settings, node) as client:
-        found = (await client.sync(node_id=node)).node
-    if found is None:
-        raise Refused(Refusal.UNKNOWN_NODE, f"{name!a} of {owner} was never offered on this market.")
-    return {
-        "node": node,
-        "name": name,
-        "owner": owner,
-        "state": found.state,
-        "price_usd": price_text(found.price_uusd_per_gpu_hour),
-        "price_uusd_per_gpu_hour": found.price_uusd_per_gpu_hour,
-        "agent_pid": agent_pid(settings.home / "seller" / name),
-        "jobs": [
-            {"id": job.job_id, "state": job.state, "attempt": job.attempt, "epoch": job.epoch, "buyer": job.buyer, "gpus": list(job.cards)}
-            for job in found.jobs
-        ],
-    }
+def delegated_session(settings: Settings, node: OwnedNode, delegation: str | None) -> Session | None:
+    """The session to act with when there is no keystore for it here: the file that was named, else the one that the agent was
+    started with. Raises IdentityError."""
+    if delegation is None and any(wallet.address == node.owner for wallet in known_wallets(settings.home)):
+        return None
+    path = delegation or (node.started.delegation if node.started is not None else None)
+    return None if path is None else read_session(Path(path))
 
 
-async def withdraw_node(settings: Settings, name: str) -> None:
-    """Take the node off the market. Raises Refused, MarketUnreachable."""
-    node = node_id(choose_wallet(settings, Role.SELLER).address, name)
-    async with await _client(settings, node) as client:
-        outcome = await client.submit(NodeWithdrawn(node_id=node), WITHDRAWN_S)
+async def open_for(settings: Settings, node: OwnedNode, delegation: str | None = None) -> MarketClient:
+    """A client with the node's own session key; the agent may use it at the same time. Raises MarketUnreachable, IdentityError."""
+    named = {**settings.settings, "wallet": settings.settings["wallet"]._replace(value=node.owner)}
+    return await open_client(
+        dataclasses.replace(settings, settings=named),
+        Role.SELLER,
+        name="bazaar-seller",
+        lane=node.node_id,
+        node_id=node.node_id,
+        session=delegated_session(settings, node, delegation),
+    )
+
+
+async def order(settings: Settings, node: OwnedNode, event: Event, delegation: str | None = None) -> int:
+    """Say this to the market; its place in the ledger. Raises Refused, MarketUnreachable."""
+    async with await open_for(settings, node, delegation) as client:
+        outcome = await client.submit(event, ANSWER_S)
     if outcome.reason is not None:
         raise Refused(outcome.reason, outcome.detail)
+    return outcome.seq
 
 
-def agent_pid(folder: Path) -> int | None:
-    """The process that has the node's folder, if one has."""
-    try:
-        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return None
-    except OSError:
-        text = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
-        return int(text) if text.isdigit() else None
-    finally:
-        os.close(descriptor)
+async def market_ms(settings: Settings) -> int:
+    """What the market's clock says: the owner's times are its. Raises MarketUnreachable."""
+    return (await ask_hello(settings.market)).time_ms
+
+
+async def jobs_of(client: MarketClient, node_id: str, **query: str) -> list[dict[str, Any]]:
+    """Job JSON of the node's jobs, newest first. Raises MarketUnreachable, ReadRefused."""
+    return await read_items(client, "/v1/jobs", {"node": node_id, **query})

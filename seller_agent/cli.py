@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import os
+import re
 import socket
 import sys
 from collections.abc import Callable, Coroutine
@@ -25,7 +27,40 @@ docker_host_option = click.option(
 simulate_option = click.option("--simulate-gpus", "simulate", multiple=True, metavar="SPEC", help='Cards that do not exist: "2xRTX 4090".')
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+ELSEWHERE: dict[str, tuple[str, str, str]] = {
+    "status": ("looking", "status", "The node here and on the market."),
+    "jobs": ("looking", "jobs", "What the node runs, and what it ran last."),
+    "earnings": ("looking", "earnings", "What the node has earned, by day and in all."),
+    "price": ("orders", "price", "Ask another price; running jobs keep theirs."),
+    "drain": ("orders", "drain", "Take no new jobs; what runs may finish."),
+    "resume": ("orders", "resume", "Take new jobs again after a drain."),
+    "maintenance": ("orders", "maintenance", "Plan a time in which the machine is away."),
+    "withdraw": ("orders", "withdraw", "Take the node off the market; what runs goes on."),
+}
+"""Name -> module in seller_agent/commands, function in it, help line. Loaded when it runs."""
+
+
+class Commands(click.Group):
+    """The commands of this file, and those that stand in modules of their own."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*super().list_commands(ctx), *ELSEWHERE]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        entry = ELSEWHERE.get(cmd_name)
+        if entry is None:
+            return super().get_command(ctx, cmd_name)
+        command = getattr(importlib.import_module(f"seller_agent.commands.{entry[0]}"), entry[1])
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        own = [(name, command.get_short_help_str(90)) for name, command in self.commands.items()]
+        with formatter.section("Commands"):
+            formatter.write_dl([*own, *((name, entry[2]) for name, entry in ELSEWHERE.items())])
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="gpubazaar")
 def cli() -> None:
     """Offer this machine's GPUs on a GPU Bazaar market."""
@@ -49,24 +84,50 @@ def main() -> NoReturn:
 
 def _explain(error: Exception) -> int:
     """Say what went wrong, why, and what to try; a fault of ours is shown whole."""
-    from events.errors import BazaarError, IdentityError, MarketUnreachable, Refused
-    from events.reasons import REFUSALS
-    from seller_agent.offers import OfferError
+    from events.errors import BazaarError
 
     if not isinstance(error, BazaarError):
         raise error
+    code = _exit_code(error)
+    if "--json" in sys.argv:
+        problem = {
+            "type": "about:blank",
+            "title": error.what,
+            "status": code,
+            "detail": error.why,
+            "code": _code(error),
+            "hint": error.hint,
+        }
+        click.echo(json.dumps(problem), err=True)
+        return code
     _say(f"error: {error.what}")
     if error.why:
         _say(f"  why: {error.why}")
     if error.hint:
         _say(f"  try: {error.hint}")
+    return code
+
+
+def _exit_code(error: Exception) -> int:
+    from events.errors import IdentityError, MarketUnreachable, Refused
+    from events.reasons import REFUSALS
+    from seller_agent.offers import OfferError
+    from seller_agent.owned_nodes import NoSuchNode
+
     if isinstance(error, MarketUnreachable):
         return EXIT_UNREACHABLE
     if isinstance(error, IdentityError):
         return EXIT_IDENTITY
-    if isinstance(error, OfferError):
+    if isinstance(error, OfferError | NoSuchNode):
         return EXIT_USAGE
     return REFUSALS[error.refusal].exit_code if isinstance(error, Refused) else EXIT_FAILURE
+
+
+def _code(error: Exception) -> str:
+    """One word for a program: the market's own refusal, else the kind of fault."""
+    from events.errors import Refused
+
+    return error.refusal.value if isinstance(error, Refused) else re.sub(r"(?<!^)(?=[A-Z])", "_", type(error).__name__).lower()
 
 
 def _say(text: str) -> None:
@@ -108,6 +169,7 @@ def _node_name(given: str | None) -> str:
 @simulate_option
 @click.option("--labels", multiple=True, metavar="K=V", help="Labels that jobs may ask for; repeat.")
 @click.option("--delegation", type=click.Path(exists=True, dir_okay=False), help="A file from `bazaar login -o`; needs no keystore here.")
+@click.option("--resume", is_flag=True, help="Take new jobs although the node was drained.")
 @market_option
 @wallet_option
 @click.option("--log-level", default="info", type=click.Choice(["debug", "info", "warning", "error"]))
@@ -134,6 +196,7 @@ def run(**given: Any) -> None:
         delegation=given["delegation"],
         default_image=given["default_image"],
         docker_host=given["docker_host"],
+        resume=given["resume"],
     )
     settings = _settings(given["market"], given["wallet"])
     configure(settings.home, f"seller-{terms.name}", level=given["log_level"], as_json=given["log_json"])
@@ -180,54 +243,6 @@ def doctor(docker_host: str | None, market: str | None, wallet: str | None, json
             click.echo(f"{finding.severity:<8} {finding.what}" + (f"\n         try: {finding.remedy}" if finding.remedy else ""))
     if any(finding.severity == "error" for finding in findings):
         raise click.exceptions.Exit(EXIT_FAILURE)
-
-
-@cli.command()
-@name_option
-@market_option
-@wallet_option
-@as_json
-def status(name: str | None, market: str | None, wallet: str | None, json_out: bool) -> None:
-    """The node as the market sees it, and whether its agent runs."""
-    from seller_agent.asking import node_status
-
-    found = _await(lambda: node_status(_settings(market, wallet), _node_name(name)))
-    if json_out:
-        click.echo(json.dumps(found))
-        return
-    agent = f"process {found['agent_pid']}" if found["agent_pid"] else "not running"
-    click.echo(f"{found['name']}  {found['node']}  {found['state']}  {found['price_usd']} USD per GPU-hour  {len(found['jobs'])} jobs")
-    click.echo(f"agent: {agent}  owner: {found['owner']}")
-
-
-@cli.command()
-@name_option
-@market_option
-@wallet_option
-@as_json
-def jobs(name: str | None, market: str | None, wallet: str | None, json_out: bool) -> None:
-    """What the node holds now."""
-    from seller_agent.asking import node_status
-
-    found = _await(lambda: node_status(_settings(market, wallet), _node_name(name)))["jobs"]
-    if json_out:
-        click.echo(json.dumps(found))
-        return
-    for job in found:
-        click.echo(f"{job['id']}  {job['state']:<9}  attempt {job['attempt']}  {len(job['gpus'])} GPUs  buyer {job['buyer']}")
-
-
-@cli.command()
-@name_option
-@market_option
-@wallet_option
-def withdraw(name: str | None, market: str | None, wallet: str | None) -> None:
-    """Take the node off the market; what runs goes on."""
-    from seller_agent.asking import withdraw_node
-
-    node = _node_name(name)
-    _await(lambda: withdraw_node(_settings(market, wallet), node))
-    _say(f"{node} is off the market.")
 
 
 if __name__ == "__main__":

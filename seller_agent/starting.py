@@ -29,6 +29,7 @@ from seller_agent.beats import NodeIdentity
 from seller_agent.gpus import Inventory
 from seller_agent.machine import CardWatch, agent_boot, boot_id, offered_card, real_cards, simulated_cards, size
 from seller_agent.offers import DEFAULT_IMAGE, NO_ISOLATION, SIMULATED, TAKES_ANYONE, Terms, accepted, cards_offered, in_words, make_offer
+from seller_agent.owned_nodes import Started, read_started, write_started
 from seller_agent.runners.docker_host import socket_of
 from seller_agent.runners.process_runner import ProcessRunner
 from seller_agent.runners.runner import Runner, RunnerError
@@ -53,6 +54,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     default_image: str | None = None
     docker_host: str | None = None
     """Docker's socket as DOCKER_HOST names it; `None`: where Docker puts it by itself."""
+    resume: bool = False
+    """A drain ends with this start."""
 
 
 class NodeInUse(BazaarError):
@@ -183,6 +186,7 @@ async def run(settings: Settings, options: Options, say: Say) -> None:
             say(TAKES_ANYONE)
         watched = tuple(card for card in inventory.cards if card.uuid in {offered.uuid for offered in cards})
         watch = CardWatch(watched)
+        before, asked_uusd = read_started(place.folder), options.terms.price_uusd_per_gpu_hour
         offer = _offer_maker(settings, options, place, cards, isolation, watch=watch)
         agent = Agent(
             NodeIdentity(place.node_id, agent_boot(place.folder), boot_id(), version()),
@@ -192,8 +196,11 @@ async def run(settings: Settings, options: Options, say: Say) -> None:
             watch=watch,
             say=say,
             delegated=session is not None,
+            keep_price=before is not None and before.price_uusd_per_gpu_hour == asked_uusd,
+            resume=options.resume,
         )
-        await _work(settings, agent, place, session, say=say, words=in_words(offer()))
+        started = _started(options, isolation)
+        await _work(settings, agent, place, session, announced=lambda: _announce(place, started, offer(), agent, say))
 
 
 class OwnWallets:
@@ -241,7 +248,17 @@ def _offer_maker(
     return offer
 
 
-async def _work(settings: Settings, agent: Agent, place: Place, session: Session | None, *, say: Say, words: str) -> None:
+def _started(options: Options, isolation: Isolation) -> Started:
+    return Started(
+        price_uusd_per_gpu_hour=options.terms.price_uusd_per_gpu_hour,
+        runner="process" if isolation is Isolation.PROCESS else "docker",
+        delegation=None if options.delegation is None else str(Path(options.delegation).absolute()),
+        docker_socket=None if isolation is Isolation.PROCESS else socket_of(options.docker_host),
+        version=version(),
+    )
+
+
+async def _work(settings: Settings, agent: Agent, place: Place, session: Session | None, *, announced: Callable[[], None]) -> None:
     """Connect, run the agent, and end it in order on the first signal, at once on the second."""
     loop = asyncio.get_running_loop()
     acting = settings if session is not None else _as_wallet(settings, place.owner)
@@ -259,7 +276,7 @@ async def _work(settings: Settings, agent: Agent, place: Place, session: Session
     try:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, agent.leave)
-        announcing = asyncio.create_task(_announce(agent, say, words))
+        announcing = asyncio.create_task(_when_ready(agent, announced))
         try:
             await agent.run(client)
         finally:
@@ -270,9 +287,18 @@ async def _work(settings: Settings, agent: Agent, place: Place, session: Session
         await client.close()
 
 
-async def _announce(agent: Agent, say: Say, words: str) -> None:
+async def _when_ready(agent: Agent, announced: Callable[[], None]) -> None:
     await agent.ready.wait()
-    say(f"Offered {words}. Ctrl-C takes the node off the market.")
+    announced()
+
+
+def _announce(place: Place, started: Started, offer: NodeOffered, agent: Agent, say: Say) -> None:
+    """Say what stands in the ledger now, and remember what was asked for: a price that is set later outlives the next start."""
+    write_started(place.folder, started)
+    offered = agent.priced(offer)
+    if offered.price_uusd_per_gpu_hour != started.price_uusd_per_gpu_hour:
+        say("The price is the one that `bazaar-seller price` has set; start with another --price to change it.")
+    say(f"Offered {in_words(offered)}. Ctrl-C takes the node off the market.")
 
 
 def _as_wallet(settings: Settings, wallet: str) -> Settings:

@@ -72,8 +72,14 @@ def _filter(asked: Asked) -> JobFilter:
         labels=asked.value("label", ()),
         since_ms=asked.value("since_ms"),
         until_ms=asked.value("until_ms"),
-        seen_by=asked.viewer.bounds,
+        seen_by=None if _is_own_node(asked) else asked.viewer.bounds,
     )
+
+
+def _is_own_node(asked: Asked) -> bool:
+    """Whether only one node's jobs are asked for, by its owner, who has run them."""
+    node = asked.mirror.market.nodes.get(asked.value("node") or "")
+    return node is not None and node.wallet == asked.viewer.wallet
 
 
 def _unfinished(asked: Asked, wanted: JobFilter, before_seq: int | None) -> Iterator[Job]:
@@ -180,8 +186,8 @@ def _seen(asked: Asked, job: Job) -> JobView:
 
 
 JOB_ENDPOINTS = (
-    Endpoint("/v1/jobs", jobs, JobPageShape, "Jobs, newest first.", queries.JOBS),
-    Endpoint("/v1/jobs/{name}", job, JobView, "One job."),
+    Endpoint("/v1/jobs", jobs, JobPageShape, "Jobs, newest first.", queries.JOBS, past=True),
+    Endpoint("/v1/jobs/{name}", job, JobView, "One job.", past=True),
     Endpoint("/v1/jobs/{name}/events", job_events, JobEvents, "What the ledger says of a job.", queries.PAGE),
-    Endpoint("/v1/queue", queue, QueueView, "What waits and what runs."),
+    Endpoint("/v1/queue", queue, QueueView, "What waits and what runs.", past=True),
 )

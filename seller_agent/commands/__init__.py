@@ -1,0 +1,1 @@
+"""Bodies of the seller's commands; each is loaded when it runs."""
