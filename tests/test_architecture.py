@@ -37,6 +37,7 @@ ARROWS = {
 OWNERS = {
     "nats": ("events/nats_client.py", "events/nats_log.py"),
     "docker": ("seller_agent/runners/docker_runner.py",),
+    "asyncssh": ("seller_agent/runners/ssh_connection.py", "seller_agent/runners/ssh_files.py"),
     "pynvml": ("seller_agent/gpus.py",),
     "web3": ("services/settlement/chain.py",),
     "eth_account": ("services/settlement/chain.py",),

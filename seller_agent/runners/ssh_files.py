@@ -1,0 +1,148 @@
+"""Files to and from a host by SFTP: our programs and the inputs of a run there, its results back.
+
+What a job left is hostile: only regular files with names that can be passed on come back, nothing is followed, and what does not fit is
+replaced by something that is visibly too large.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import asyncssh
+
+from events.files import DEPTH_MAX, FILES_MAX, path_problem
+from seller_agent.runners.runner import RunnerError
+from seller_agent.runners.ssh_connection import Access, SshFailed
+
+TOGETHER = 8
+"""Files under way at once."""
+TOO_LARGE_BYTES = 1 << 42
+"""So large is, on paper, a file that was left behind because of the cap: whoever collects the results sees why."""
+
+
+@contextlib.contextmanager
+def in_words(doing: str) -> Iterator[None]:
+    """Errors of files as RunnerError."""
+    try:
+        yield
+    except (asyncssh.SFTPNoSpaceOnFilesystem, asyncssh.SFTPQuotaExceeded) as error:
+        raise RunnerError("disk_full", f"cannot {doing}: the host's disk is full: {error.reason}") from None
+    except asyncssh.SFTPError as error:
+        raise RunnerError("container_error", f"cannot {doing}: {error.reason}") from None
+    except OSError as error:
+        raise RunnerError("container_error", f"cannot {doing}: {error.strerror or error}") from None
+
+
+async def upload_files(access: Access, folder: str, name: str, files: Mapping[str, bytes]) -> None:
+    """Put files into `folder`/`name`, all of them or none. Raises SshFailed."""
+    part = f"{folder}/.{name}.{secrets.token_hex(8)}"
+    try:
+        async with access.files() as client:
+            for path in sorted({os.path.dirname(f"{part}/{name}") for name in files}):
+                await client.makedirs(path, asyncssh.SFTPAttrs(permissions=0o700), exist_ok=True)
+            for path, data in files.items():
+                async with client.open(f"{part}/{path}", "wb", asyncssh.SFTPAttrs(permissions=0o600)) as file:
+                    await file.write(data)
+            try:
+                await client.rename(part, f"{folder}/{name}")
+            except asyncssh.SFTPError:
+                await client.rmtree(part, ignore_errors=True)
+                if not await client.isdir(f"{folder}/{name}"):  # else another agent was faster
+                    raise
+    except asyncssh.SFTPError as error:
+        raise SshFailed(f"Our programs cannot be put on {access.entry.name}.", why=f"{folder}: {error.reason}.") from None
+
+
+async def upload_tree(access: Access, local: Path, remote: str, done: set[str]) -> None:
+    """Every regular file below `local`, with its right to be run. `done`: what has arrived; filled here, so that a second try goes on.
+    Raises SshFailed, asyncssh's errors of files and OSError for `in_words`."""
+    folders, files = [remote], []
+    for parent, names, found in os.walk(local):
+        below = os.path.relpath(parent, local)
+        place = remote if below == "." else f"{remote}/{below}"
+        folders += [f"{place}/{name}" for name in names]
+        files += [(Path(parent, name), f"{place}/{name}") for name in found]
+    async with access.files() as client:
+        for folder in folders:
+            await client.makedirs(folder, asyncssh.SFTPAttrs(permissions=0o700), exist_ok=True)
+        slots = asyncio.Semaphore(TOGETHER)
+
+        async def put(source: Path, target: str) -> None:
+            async with slots:
+                kind = await asyncio.to_thread(os.lstat, source)
+                if target not in done and stat.S_ISREG(kind.st_mode):
+                    await client.put(str(source), target)
+                    await client.chmod(target, 0o700 if kind.st_mode & 0o100 else 0o600)
+                    done.add(target)
+
+        await all_or_none(*(put(source, target) for source, target in files))
+
+
+async def all_or_none(*works: object) -> None:
+    """Wait for all; the first that fails ends the others."""
+    async with asyncio.TaskGroup() as group:
+        for work in works:
+            group.create_task(work)  # type: ignore[arg-type]
+
+
+class Wanted(NamedTuple):
+    """A result to fetch."""
+
+    path: str
+    size: int
+    executable: bool
+
+
+async def fetch_tree(access: Access, remote: str, local: Path, bytes_max: int, done: set[str]) -> None:
+    """The regular files below `remote` in `local`, at most `bytes_max` together, in the order in which results are counted.
+    `done` as in `upload_tree`. Raises the same."""
+    async with access.files() as client:
+        found: list[Wanted] = []
+        await _list(client, remote, "", 1, found)
+        left = bytes_max
+        slots = asyncio.Semaphore(TOGETHER)
+
+        async def get(wanted: Wanted, fits: bool) -> None:
+            target = local / wanted.path
+            async with slots:
+                if wanted.path in done:
+                    return
+                target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                if fits:
+                    await client.get(f"{remote}/{wanted.path}", str(target))
+                else:
+                    with open(target, "wb") as file:
+                        file.truncate(TOO_LARGE_BYTES)
+                os.chmod(target, 0o700 if wanted.executable else 0o600)
+                done.add(wanted.path)
+
+        works = []
+        for wanted in found:
+            fits = wanted.size <= left
+            left -= wanted.size if fits else 0
+            works.append(get(wanted, fits))
+        await all_or_none(*works)
+
+
+async def _list(client: asyncssh.SFTPClient, root: str, prefix: str, depth: int, found: list[Wanted]) -> None:
+    try:
+        entries = [entry async for entry in client.scandir(f"{root}/{prefix}".rstrip("/"))]
+    except (asyncssh.SFTPNoSuchFile, asyncssh.SFTPPermissionDenied):
+        return
+    for entry in sorted(entries, key=lambda entry: str(entry.filename)):
+        name = entry.filename if isinstance(entry.filename, str) else ""
+        path = prefix + name
+        if name in ("", ".", "..") or path_problem(path) is not None or len(found) >= FILES_MAX:
+            continue
+        mode = entry.attrs.permissions or 0
+        if entry.attrs.type == asyncssh.FILEXFER_TYPE_DIRECTORY and depth < DEPTH_MAX:
+            await _list(client, root, path + "/", depth + 1, found)
+        elif entry.attrs.type == asyncssh.FILEXFER_TYPE_REGULAR:
+            found.append(Wanted(path, entry.attrs.size or 0, bool(mode & 0o100)))

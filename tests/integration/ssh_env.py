@@ -1,0 +1,159 @@
+"""Two real OpenSSH servers on loopback: a gate, and a node that is entered through it. Own keys, own ports, nothing of this machine's."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from seller_agent.runners import proc
+
+READY_S = 20.0
+SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+
+
+def new_key(path: Path, kind: str = "ed25519") -> str:
+    """Make a key pair; its public half."""
+    subprocess.run(["ssh-keygen", "-q", "-t", kind, "-N", "", "-C", "", "-f", str(path)], check=True, stdin=subprocess.DEVNULL)
+    return path.with_name(path.name + ".pub").read_text().strip()
+
+
+def user() -> str:
+    return pwd.getpwuid(os.getuid()).pw_name
+
+
+def free_port(address: str) -> int:
+    with socket.socket() as probe:
+        probe.bind((address, 0))
+        return int(probe.getsockname()[1])
+
+
+class SshServer:
+    """One sshd; it can be killed with everything that it serves, and started again."""
+
+    def __init__(self, folder: Path, address: str, authorized: str, *options: str) -> None:
+        assert SSHD is not None, "the tests need OpenSSH's server: apt-get install openssh-server"
+        folder.mkdir(parents=True)
+        self.folder = folder
+        self.address = address
+        self.port = free_port(address)
+        self.host_key = new_key(folder / "host_key")
+        (folder / "authorized_keys").write_text(authorized + "\n")
+        lines = (
+            f"ListenAddress {address}:{self.port}",
+            f"HostKey {folder}/host_key",
+            f"AuthorizedKeysFile {folder}/authorized_keys",
+            f"PidFile {folder}/pid",
+            "StrictModes no",
+            "UsePAM no",
+            "PasswordAuthentication no",
+            "KbdInteractiveAuthentication no",
+            "PermitRootLogin prohibit-password",
+            "PrintMotd no",
+            "PrintLastLog no",
+            "Subsystem sftp internal-sftp",
+            *options,
+        )
+        (folder / "sshd_config").write_text("\n".join(lines) + "\n")
+        self._process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    def start(self) -> None:
+        if os.geteuid() == 0:
+            Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # where the real one of Debian drops its rights
+        assert SSHD is not None
+        with open(self.folder / "log", "ab") as log:
+            self._process = subprocess.Popen(
+                [SSHD, "-D", "-e", "-f", str(self.folder / "sshd_config")], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        until = time.monotonic() + READY_S
+        while True:
+            try:
+                return socket.create_connection((self.address, self.port), timeout=1).close()
+            except OSError:
+                assert time.monotonic() < until and self._process.poll() is None, self.log()
+                time.sleep(0.02)
+
+    def log(self) -> str:
+        return (self.folder / "log").read_text()
+
+    def logins(self) -> int:
+        """How many have been let in so far."""
+        return self.log().count("Accepted publickey")
+
+    def kill(self) -> None:
+        """The server and every connection, as when the machine goes away."""
+        assert self._process is not None
+        for pid in proc.with_descendants([self._process.pid], proc.processes()):
+            proc.send_signal(pid, signal.SIGKILL)
+        self._process.wait()
+        self._process = None
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self.kill()
+
+
+class SshWorld:
+    """A gate and a node behind it."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        self.folder = folder
+        self.key_file = folder / "id"
+        public = new_key(self.key_file)
+        self.node = SshServer(folder / "node", "127.0.0.1", public)
+        # The gate gives no shell and leads nowhere else.
+        self.gate = SshServer(
+            folder / "gate", "127.0.0.1", public, f"PermitOpen 127.0.0.1:{self.node.port}", "ForceCommand /bin/false", "PermitTTY no"
+        )
+        self.work = folder / "work"
+
+    def hosts_toml(self, *, gate_key: str | None = None, node_key: str | None = None, more: str = "") -> str:
+        """The file that describes both; `more` goes to the node's table."""
+        return f"""
+[[host]]
+name = "gate"
+address = "{self.gate.address}"
+port = {self.gate.port}
+user = "{user()}"
+key_file = "{self.key_file}"
+host_keys = ["{gate_key or self.gate.host_key}"]
+
+[[host]]
+name = "node-1"
+address = "{self.node.address}"
+port = {self.node.port}
+user = "{user()}"
+key_file = "{self.key_file}"
+host_keys = ["{node_key or self.node.host_key}"]
+jump = "gate"
+work = "{self.work}"
+{more}
+"""
+
+    def stop(self) -> None:
+        self.gate.stop()
+        self.node.stop()
+
+
+def opened_world(folder: Path) -> Iterator[SshWorld]:
+    world = SshWorld(folder)
+    try:
+        yield world
+    finally:
+        world.stop()
+
+
+@pytest.fixture
+def ssh_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshWorld]:
+    """A gate and a node for one test."""
+    yield from opened_world(tmp_path_factory.mktemp("ssh"))
