@@ -24,7 +24,7 @@ def time_limit(order: JobSubmitted, timeout_s: int, price_uusd_per_gpu_hour: int
     return min(limits(order, timeout_s, price_uusd_per_gpu_hour), key=lambda limit: limit[0])
 
 
-def reached(order: JobSubmitted, timeout_s: int, price_uusd_per_gpu_hour: int, ran_ms: int) -> Reason:
+def reached(order: JobSubmitted, timeout_s: int, price_uusd_per_gpu_hour: int, ran_ms: int | None) -> Reason:
     """Which limit ended a run after this time. When none is that short now, the timeout was, before an extension that came too late."""
     limit_s, reason = time_limit(order, timeout_s, price_uusd_per_gpu_hour)
-    return reason if limit_s * 1000 <= ran_ms + SLACK_MS else Reason.RUN_TIMEOUT
+    return reason if ran_ms is None or limit_s * 1000 <= ran_ms + SLACK_MS else Reason.RUN_TIMEOUT

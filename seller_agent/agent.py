@@ -110,7 +110,8 @@ class Agent:
             self._know_cards(self._make_offer())
             await self._be_the_only_one(beats)
             await self._reconcile()
-            work = (beats.run(), hands.ship_as_it_grows(), self._tick(), self._watch.run(), self._look_for_wallets(), self._keep_offering())
+            looking = (self._watch.run(), hands.watcher.run(self._watch))
+            work = (beats.run(), hands.ship_as_it_grows(), *looking, self._tick(), self._look_for_wallets(), self._keep_offering())
             tasks = [asyncio.create_task(self._guarded(part)) for part in work]
             await self._leaving.wait()
             if not self._abandoning.is_set():

@@ -29,7 +29,7 @@ from events.jobs import (
     UsageRecorded,
 )
 from events.reasons import Reason, Refusal
-from events.values import BlobRef
+from events.values import BlobRef, RunUsage
 from seller_agent.runners.runner import RunKey, RunStatus
 
 
@@ -68,6 +68,9 @@ class Stop(StrEnum):
     EVICT = "evict"  # the node's owner wants it back
     LEASE = "lease"  # no beat was answered for too long
     CARD = "card"  # a card of it does not answer any more
+    IDLE = "idle"  # nothing happened for longer than the buyer allows
+    LOW_USE = "low_use"  # its cards did less than the buyer wants
+    GPU_MEMORY = "gpu_memory"  # it uses more of a card's memory than the buyer allows
     LOST = "lost"  # the ledger does not hold it for us any more
 
 
@@ -84,6 +87,8 @@ class Saved(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     failure: Reason | None = None
     """Saving itself failed, as on a full disk."""
     detail: str = ""
+    hint: str = ""
+    """What to try, when its last words on stderr are known."""
 
 
 class Attempt(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -115,6 +120,11 @@ class Attempt(msgspec.Struct, kw_only=True, omit_defaults=True):
     started_told: bool = False
     ready_told: bool = False
     """The market knows that the session may be connected to."""
+    given_s: int = 0
+    """The run time that the runner was told last; 0: none that we know of."""
+    over: Stop | None = None
+    """Which of its buyer's limits of use the run has passed, after a warning."""
+    usage: RunUsage | None = None
     stop: Stop | None = None
     stop_told: bool = False
     failure: Reason | None = None

@@ -101,13 +101,17 @@ class Beats:
         return answer
 
     def _lease(self, attempt: Attempt) -> BeatLease:
-        status = attempt.status
+        status, look = attempt.status, self._hands.watcher.look(attempt.epoch)
         return BeatLease(
             job_id=attempt.job_id,
             attempt=attempt.attempt,
             epoch=attempt.epoch,
             phase=self._phase(attempt)[:40],
-            ran_ms=max(0, status.ran_ms or 0) if status is not None else 0,
+            ran_ms=look.ran_ms or (max(0, status.ran_ms or 0) if status is not None else 0),
+            gpu_percent=look.gpu_percent,
+            memory_mib=look.memory_mib,
+            gpu_memory_mib=look.gpu_memory_mib,
+            warning=look.warning,
         )
 
     def _phase(self, attempt: Attempt) -> str:

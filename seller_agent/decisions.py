@@ -11,6 +11,7 @@ from enum import StrEnum
 import msgspec
 
 from events.values import JobKind
+from projections.run_limits import time_limit
 from seller_agent.attempts import Attempt, Run, Standing, Stop, Work
 
 GRACE_S = 10
@@ -25,6 +26,7 @@ class Do(StrEnum):
     ABANDON = "abandon"  # stop preparing
     START = "start"
     TELL_STARTED = "tell_started"
+    EXTEND = "extend"  # the runner is told how long the run may take now
     STOP = "stop"
     SAVE = "save"  # ship the rest of the output, collect and store the results
     REPORT = "report"  # the end, and that the cards are free
@@ -96,6 +98,11 @@ def reason_to_decline(attempt: Attempt, node: Node) -> str:
     return ""
 
 
+def run_time_s(attempt: Attempt) -> int:
+    """How long the run may take, by the timeout as it is now, the estimate and the budget."""
+    return time_limit(attempt.order, attempt.timeout_s, attempt.price_uusd_per_gpu_hour)[0]
+
+
 def _answer(attempt: Attempt, node: Node, now_boot_ms: int) -> list[Do]:
     if attempt.answered:
         return []
@@ -117,6 +124,8 @@ def _find_reason_to_stop(attempt: Attempt, node: Node, now_boot_ms: int) -> None
         attempt.stop = Stop.CANCEL
     elif attempt.closing:
         attempt.stop = Stop.CLOSE
+    elif attempt.over is not None:
+        attempt.stop = attempt.over
     elif lapsed(attempt, node, now_boot_ms):
         attempt.stop = Stop.LEASE
     elif node.evicting:
@@ -132,7 +141,7 @@ def _toward_start(attempt: Attempt, node: Node) -> list[Do]:
         attempt.prepared = Work.DOING
         return [Do.PREPARE]
     if attempt.prepared is Work.DONE and not any(card in node.busy for card in attempt.cards):
-        attempt.run = Run.STARTING
+        attempt.run, attempt.given_s = Run.STARTING, run_time_s(attempt)
         for card in attempt.cards:
             node.busy[card] = attempt.epoch
         return [Do.START]
@@ -152,7 +161,7 @@ def _end_without_run(attempt: Attempt) -> list[Do]:
 def _toward_end(attempt: Attempt) -> list[Do]:
     todo = _tell_started(attempt)
     if attempt.run is Run.RUNNING:
-        todo += _stop(attempt)
+        todo += _stop(attempt) if attempt.stop is not None else _extend(attempt)
     elif attempt.run is Run.EXITED and attempt.saved is Work.NONE:
         attempt.saved = Work.DOING
         todo.append(Do.SAVE)
@@ -169,6 +178,15 @@ def _tell_started(attempt: Attempt) -> list[Do]:
         return []
     attempt.started_told = True
     return [Do.TELL_STARTED]
+
+
+def _extend(attempt: Attempt) -> list[Do]:
+    """Whoever guards the run goes by the buyer's last word, also when it came while the run was starting or the agent was away."""
+    allowed_s = run_time_s(attempt)
+    if attempt.given_s == allowed_s:
+        return []
+    attempt.given_s = allowed_s
+    return [Do.EXTEND]
 
 
 def _stop(attempt: Attempt) -> list[Do]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from events.jobs import JobCancelled, JobFailed, JobSubmitted, JobSucceeded, JobTimedOut
+from events.jobs import JobCancelled, JobFailed, JobSucceeded, JobTimedOut
 from events.reasons import Reason
+from projections.run_limits import reached
 from seller_agent.attempts import Attempt, Saved, Stop
 from seller_agent.runners.runner import RunStatus, StopReason
 
@@ -32,25 +33,20 @@ STOPPED_FOR = {
     Stop.LEASE: Reason.LEASE_EXPIRED,
     Stop.LOST: Reason.LEASE_EXPIRED,
     Stop.CARD: Reason.GPU_LOST,
+    Stop.IDLE: Reason.IDLE,
+    Stop.LOW_USE: Reason.LOW_UTILISATION,
+    Stop.GPU_MEMORY: Reason.GPU_MEMORY_EXCEEDED,
     Stop.UNREADY: Reason.CONTAINER_ERROR,
 }
 TIMED_OUT = frozenset({Reason.RUN_TIMEOUT, Reason.ESTIMATE_EXCEEDED, Reason.BUDGET_EXHAUSTED, Reason.IDLE, Reason.LOW_UTILISATION})
+
+HINTED = frozenset({Reason.EXITED_NONZERO, Reason.KILLED_BY_SIGNAL, Reason.OUT_OF_MEMORY, Reason.PROGRAM_NOT_FOUND})
+"""Ends of which the program's last words on stderr may say what to try."""
 
 
 def failure_reason(word: str) -> Reason:
     """The reason that a runner's word names; anything unknown is the node's fault."""
     return Reason(word) if word in FAILED_TO_START else Reason.CONTAINER_ERROR
-
-
-def time_limit(order: JobSubmitted, timeout_s: int, price_uusd_per_gpu_hour: int) -> tuple[int, Reason]:
-    """How many seconds the run may take, and what it means when they are over."""
-    limits = [(timeout_s, Reason.RUN_TIMEOUT)]
-    if order.estimate_s is not None and order.estimate_limit is not None:
-        limits.append((order.estimate_s * order.estimate_limit, Reason.ESTIMATE_EXCEEDED))
-    if order.max_total_uusd is not None and price_uusd_per_gpu_hour > 0:
-        per_hour = max(1, order.requirements.num_gpus) * price_uusd_per_gpu_hour
-        limits.append((max(1, order.max_total_uusd * 3600 // per_hour), Reason.BUDGET_EXHAUSTED))
-    return min(limits, key=lambda limit: limit[0])
 
 
 def ended_for(attempt: Attempt) -> Reason:
@@ -68,7 +64,7 @@ def ended_for(attempt: Attempt) -> Reason:
         return failure_reason(status.error)
     match status.stop_reason:
         case StopReason.DEADLINE:
-            return time_limit(attempt.order, attempt.timeout_s, attempt.price_uusd_per_gpu_hour)[1]
+            return reached(attempt.order, attempt.timeout_s, attempt.price_uusd_per_gpu_hour, status.ran_ms)
         case StopReason.LEASE:
             return Reason.LEASE_EXPIRED
         case StopReason.OUTPUT:
@@ -103,7 +99,8 @@ def end_event(attempt: Attempt) -> Ending:
         kind = JobCancelled
     else:
         kind = JobTimedOut if reason in TIMED_OUT else JobFailed
-    detail = attempt.detail or (status.detail if status is not None else "") or saved.detail
+    told = attempt.detail or (status.detail if status is not None else "") or saved.detail
+    hint = saved.hint if reason in HINTED else ""
     return kind(
         job_id=attempt.job_id,
         attempt=attempt.attempt,
@@ -116,7 +113,8 @@ def end_event(attempt: Attempt) -> Ending:
         output_sha256=saved.output_sha256,
         results=saved.results,
         results_bytes=saved.results_bytes,
-        detail=plain(detail),
+        detail=plain(f"{told}; {hint}" if told and hint else told or hint),
+        usage=attempt.usage,
     )
 
 

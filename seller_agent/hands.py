@@ -34,6 +34,7 @@ from seller_agent.secret_files import SecretFiles
 from seller_agent.session_keeping import Sessions
 from seller_agent.sessions import access_to, is_session
 from seller_agent.telling import Teller
+from seller_agent.watcher import Watcher
 
 log = structlog.get_logger("seller")
 
@@ -60,6 +61,7 @@ class Hands:
         self._runs = str(runs)
         self._saver = Saver(market, runs, self.policy_now)
         self.sessions = Sessions(self, runner, market, self._spawn)
+        self.watcher = Watcher(self, runner, journal, output_bytes=self._saver.output_bytes, spawn=self._spawn)
         self._preparing: dict[int, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._teller = Teller(market, self._answered)
@@ -266,6 +268,7 @@ class Hands:
 
     def _watch(self, attempt: Attempt) -> None:
         self._saver.watch(attempt)
+        self.watcher.watch(attempt)
         self.sessions.watch(attempt)
 
     def _others_may_start(self, attempt: Attempt) -> None:
@@ -386,6 +389,7 @@ ORDERS: dict[Do, Callable[[Hands, Attempt], None]] = {
     Do.ABANDON: Hands._abandon,
     Do.START: Hands._start,
     Do.TELL_STARTED: Hands._tell_started,
+    Do.EXTEND: lambda hands, attempt: hands.watcher.extend(attempt),
     Do.STOP: Hands._stop,
     Do.SAVE: Hands._save,
     Do.REPORT: Hands._report,

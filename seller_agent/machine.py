@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 
 import structlog
@@ -93,6 +94,14 @@ class CardWatch:
     def readings(self) -> tuple[BeatCard, ...]:
         """As last read."""
         return self._readings
+
+    def show_simulated(self, doing: Mapping[str, tuple[int, int]]) -> None:
+        """What cards that do not exist are to be shown doing (percent, MiB); those not named: nothing."""
+        simulated = {card.uuid for card in self._cards if card.simulated}
+        self._readings = tuple(
+            BeatCard(reading.uuid, reading.healthy, *doing.get(reading.uuid, (-1, 0))) if reading.uuid in simulated else reading
+            for reading in self._readings
+        )
 
     def sick(self) -> frozenset[str]:
         """Cards that did not answer the last time."""

@@ -12,8 +12,8 @@ from events.files import FilesDiffer, HostileManifest, get_files
 from events.reasons import Reason, Refusal
 from seller_agent import session_work, sessions, workspace
 from seller_agent.attempts import Attempt
-from seller_agent.decisions import GRACE_S
-from seller_agent.endings import failure_reason, time_limit
+from seller_agent.decisions import GRACE_S, run_time_s
+from seller_agent.endings import failure_reason
 from seller_agent.link import Market
 from seller_agent.runners.runner import RunCard, RunnerError, RunSpec
 from seller_agent.secret_files import SecretMissing
@@ -87,7 +87,7 @@ def make_spec(
         network=needs.network.value,
         session=access is not None,
         has_secrets=bool(order.program.secret_names),
-        timeout_s=time_limit(order, attempt.timeout_s, attempt.price_uusd_per_gpu_hour)[0],
+        timeout_s=run_time_s(attempt),
         grace_s=GRACE_S,
         output_limit_bytes=output_limit_bytes,
         lease_until_boot_ms=lease_until_boot_ms,

@@ -103,6 +103,7 @@ def _stray(key: RunKey) -> Attempt:
 def _begin_anew(attempt: Attempt) -> None:
     """What was in the agent's hands when it died is in nobody's."""
     attempt.abandoned = attempt.stop_told = attempt.disowned = attempt.forgotten = False
+    attempt.given_s = 0
     if attempt.prepared is Work.DOING:
         attempt.prepared = Work.NONE
     if attempt.saved is Work.DOING:

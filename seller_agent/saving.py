@@ -6,6 +6,7 @@ Storing goes on for as long as the gateway is away; the end of a run does not wa
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from events.values import BlobRef, JobKind
 from events.wire import OutputAnswer, OutputFrame
 from seller_agent import session_work, workspace
 from seller_agent.attempts import Attempt, Run, Saved
+from seller_agent.hints import TAIL_BYTES, hint_for
 from seller_agent.link import Market
 from seller_agent.runners.runner import run_folder
 from seller_agent.shipping import Spool, output_sha256
@@ -70,6 +72,10 @@ class Saver:
         is_batch = attempt.order.kind is JobKind.BATCH
         return is_batch and self._spool(attempt).sizes() == (0, 0) and not workspace.has_results(self._folder(attempt))
 
+    def output_bytes(self, attempt: Attempt) -> int:
+        """How much the run has written so far, both channels together."""
+        return sum(self._spool(attempt).sizes())
+
     async def ship_as_it_grows(self) -> None:
         """Look at the output of everything that runs, for ever."""
         pumping: dict[int, asyncio.Task[None]] = {}
@@ -107,6 +113,7 @@ class Saver:
             too_large=stored.collected is not None and stored.collected.too_large,
             failure=stored.problem,
             detail=stored.detail,
+            hint="" if attempt.status is None or not attempt.status.exit_code else hint_for(_tail(self._folder(attempt) + "/log/stderr")),
         )
 
     async def _output_sha256(self, attempt: Attempt, size: int) -> str | None:
@@ -174,6 +181,16 @@ class Saver:
 
     def _folder(self, attempt: Attempt) -> str:
         return run_folder(self._runs, attempt.key)
+
+
+def _tail(path: str) -> str:
+    """The last words in a file; none when it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+            return file.read(TAIL_BYTES).decode(errors="replace")
+    except OSError:
+        return ""
 
 
 async def _pump(spool: Spool) -> None:

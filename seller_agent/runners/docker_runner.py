@@ -29,7 +29,7 @@ from seller_agent.runners.docker_outcome import classify_failure
 from seller_agent.runners.docker_profile import Host
 from seller_agent.runners.docker_runs import Dropped, EngineGone, Inspection, Runs
 from seller_agent.runners.docker_store import ImageStore, ImageTerms, Wish
-from seller_agent.runners.runner import Progress, RunKey, RunnerError, RunSpec, RunState, RunStatus, StopReason
+from seller_agent.runners.runner import Progress, RunKey, RunnerError, RunSpec, RunState, RunStatus, RunUse, StopReason
 
 THREADS = 32
 LASTING_THREADS_MAX = 1024
@@ -279,6 +279,14 @@ class DockerRunner:
     async def stop(self, key: RunKey, reason: StopReason, grace_s: int) -> None:
         """TERM, wait, KILL; returns when nothing of the run lives any more."""
         await self._in_thread(self._runs.stop, key, reason, grace_s)
+
+    async def extend(self, key: RunKey, timeout_s: int) -> None:
+        """Move the deadline that the guard goes by."""
+        await self._in_thread(self._runs.extend, key, timeout_s)
+
+    async def use(self, key: RunKey) -> RunUse | None:
+        """From the files of its control group, else from Docker."""
+        return await self._in_thread(self._runs.use, key)
 
     async def remove(self, key: RunKey) -> None:
         """Remove container, watch file and follower; the folder stays."""

@@ -22,10 +22,11 @@ from seller_agent.runners.docker_outcome import RunRecord, Sight, parse_time_ms,
 from seller_agent.runners.docker_profile import Host
 from seller_agent.runners.docker_records import open_folders, read_exit, read_record, read_tail, write_exit, write_record
 from seller_agent.runners.docker_store import ImageHere, ImageStore, Wish
+from seller_agent.runners.docker_use import use_of
 from seller_agent.runners.docker_watches import Watches
 from seller_agent.runners.guard_files import StopRecord
 from seller_agent.runners.registry_logins import Login
-from seller_agent.runners.runner import RunKey, RunnerError, RunSpec, RunState, RunStatus, StopReason
+from seller_agent.runners.runner import RunKey, RunnerError, RunSpec, RunState, RunStatus, RunUse, StopReason
 
 START_ALLOWANCE_MS = 30_000
 """Added to a run's deadline until the moment of its start is known, in case nobody lives to correct it."""
@@ -189,7 +190,7 @@ class Runs:
         if now >= watch.lease_until_boot_ms - guard_files.KILL_MARGIN_MS:
             self._say_stop(record, StopReason.LEASE, 0)
             return self._status(record, inspected["State"])
-        record = msgspec.structs.replace(record, starting_boot_ms=now, boot_id=self._boot)
+        record = msgspec.structs.replace(record, starting_boot_ms=now, timeout_s=spec.timeout_s, boot_id=self._boot)
         write_record(record)
         self._watches.change(record, deadline_boot_ms=now + spec.timeout_s * 1000 + START_ALLOWANCE_MS)
         self._watches.ensure_guard()
@@ -311,6 +312,23 @@ class Runs:
         if folder is not None:
             self._watches.change(self._record_of(key, folder), lease_until_boot_ms=lease_until_boot_ms)
             self._watches.ensure_guard()
+
+    def extend(self, key: RunKey, timeout_s: int) -> None:
+        """Another run time, in the record for whoever reads that after a crash, and for the guard. Not while the run is being started."""
+        folder = self.folder_of(key)
+        record = read_record(folder) if folder is not None else None
+        if record is None:
+            return
+        record = msgspec.structs.replace(record, timeout_s=timeout_s)
+        write_record(record)
+        if record.started_boot_ms is not None and record.boot_id == self._boot:
+            self._watches.change(record, deadline_boot_ms=record.started_boot_ms + timeout_s * 1000)
+            self._watches.ensure_guard()
+
+    def use(self, key: RunKey) -> RunUse | None:
+        """What its container uses."""
+        watch = guard_files.read_watch(self._watches.path(key))
+        return None if watch is None else use_of(watch)
 
     def stop(self, key: RunKey, reason: StopReason, grace_s: int) -> None:
         """Say why, TERM, wait, KILL, wait. The guard goes on from the record if we die in between."""

@@ -50,9 +50,11 @@ def of_epoch(kind: Any, epoch: int = EPOCH, **changes: Any) -> Any:
 
 CLAIMED: dict[str, Any] = {"standing": Standing.CLAIMED, "answered": True}
 READY: dict[str, Any] = CLAIMED | {"prepared": Work.DONE}
-RUNNING: dict[str, Any] = READY | {"run": Run.RUNNING, "started_told": True, "status": status(RunState.RUNNING)}
+RUNNING: dict[str, Any] = READY | {"run": Run.RUNNING, "given_s": 60, "started_told": True, "status": status(RunState.RUNNING)}
 EXITED: dict[str, Any] = READY | {"run": Run.EXITED, "started_told": True, "status": status()}
 SAVED: dict[str, Any] = EXITED | {"saved": Work.DONE, "saved_as": Saved()}
+BUDGET = job_submitted(max_total_uusd=60_000)
+"""A minute at 3.60 USD per GPU-hour."""
 LAPSED: dict[str, Any] = {"lease_sent_boot_ms": NOW_MS - 120_000}
 
 TABLE: list[tuple[str, dict[str, Any], dict[str, Any], list[Do]]] = [
@@ -71,6 +73,10 @@ TABLE: list[tuple[str, dict[str, Any], dict[str, Any], list[Do]]] = [
     ("a run that starts is left alone", READY | {"run": Run.STARTING}, {}, []),
     ("a start is told", RUNNING | {"started_told": False}, {}, [Do.TELL_STARTED]),
     ("a run is left alone", RUNNING, {}, []),
+    ("a run that was given more time is told so", RUNNING | {"timeout_s": 90}, {}, [Do.EXTEND]),
+    ("but not one that is being stopped", RUNNING | {"timeout_s": 90, "cancelled_by": BUYER}, {}, [Do.STOP]),
+    ("nor one that its budget ends before", RUNNING | {"timeout_s": 90, "order": BUDGET, "price_uusd_per_gpu_hour": 3_600_000}, {}, []),
+    ("a run over a limit of its buyer is stopped", RUNNING | {"over": Stop.IDLE}, {}, [Do.STOP]),
     ("a cancelled run is stopped", RUNNING | {"cancelled_by": BUYER}, {}, [Do.STOP]),
     ("a run without a lease is stopped", RUNNING | LAPSED, {}, [Do.STOP]),
     ("a run is stopped when the owner wants the node", RUNNING, {"evicting": True}, [Do.STOP]),

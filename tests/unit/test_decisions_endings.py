@@ -10,9 +10,10 @@ from builders import BUYER, OPERATOR, job_id, job_submitted
 from events.codec import decode_event, encode_event
 from events.jobs import JobCancelled, JobFailed, JobSucceeded, JobTimedOut
 from events.reasons import Reason
-from events.values import BlobRef
+from events.values import BlobRef, RunUsage
+from projections.run_limits import time_limit
 from seller_agent.attempts import Attempt, Run, Saved, Standing, Stop
-from seller_agent.endings import end_event, plain, time_limit
+from seller_agent.endings import end_event, plain
 from seller_agent.runners.runner import RunKey, RunState, RunStatus, StopReason
 
 KEY = RunKey(job_id=job_id("job"), attempt=1, epoch=7)
@@ -54,10 +55,19 @@ TABLE: list[tuple[str, Attempt, type, Reason]] = [
     ("its time was over and it left with 0", ended(exit_code=0, stop_reason=StopReason.DEADLINE), JobTimedOut, Reason.RUN_TIMEOUT),
     (
         "its estimate was over",
-        ended(exit_code=143, stop_reason=StopReason.DEADLINE, order=ESTIMATED),
+        ended(exit_code=143, ran_ms=10_100, stop_reason=StopReason.DEADLINE, order=ESTIMATED),
         JobTimedOut,
         Reason.ESTIMATE_EXCEEDED,
     ),
+    (
+        "its time was over, and an extension came too late",
+        ended(exit_code=143, ran_ms=8_000, stop_reason=StopReason.DEADLINE, order=ESTIMATED),
+        JobTimedOut,
+        Reason.RUN_TIMEOUT,
+    ),
+    ("nothing happened in it", ended(**ASKED, stop=Stop.IDLE), JobTimedOut, Reason.IDLE),
+    ("its cards were idle", ended(**ASKED, stop=Stop.LOW_USE), JobTimedOut, Reason.LOW_UTILISATION),
+    ("it took too much of a card's memory", ended(**ASKED, stop=Stop.GPU_MEMORY), JobFailed, Reason.GPU_MEMORY_EXCEEDED),
     ("too much output", ended(exit_code=143, stop_reason=StopReason.OUTPUT), JobFailed, Reason.OUTPUT_TOO_LARGE),
     ("the guard's lease was over", ended(exit_code=143, stop_reason=StopReason.LEASE), JobFailed, Reason.LEASE_EXPIRED),
     ("our lease was over", ended(**ASKED, stop=Stop.LEASE), JobFailed, Reason.LEASE_EXPIRED),
@@ -88,6 +98,19 @@ def test_an_end_tells_what_the_run_left() -> None:
     event = end_event(ended(saved, exit_code=0, ran_ms=1234))
     assert (0, 1234, 3, 4, "cd" * 32) == (event.exit_code, event.ran_ms, event.stdout_bytes, event.stderr_bytes, event.output_sha256)
     assert (results, 99) == (event.results, event.results_bytes)
+
+
+def test_an_end_tells_what_was_used_of_what_was_given() -> None:
+    usage = RunUsage(samples=3, cpu_ms=10, mean_gpu_percent=(5,), max_gpu_percent=(9,), peak_gpu_memory_mib=(100,))
+    assert usage == end_event(ended(exit_code=0, usage=usage)).usage
+
+
+def test_a_failure_whose_last_words_are_known_comes_with_advice() -> None:
+    advised = Saved(hint="try another card")
+    assert "try another card" == end_event(ended(advised, exit_code=1)).detail
+    assert "no such program; try another card" == end_event(ended(advised, error="program_not_found", detail="no such program")).detail
+    assert "" == end_event(ended(advised, exit_code=0)).detail, "what succeeded needs none"
+    assert "" == end_event(ended(advised, **ASKED, stop=Stop.CANCEL, cancelled_by=BUYER)).detail
 
 
 def test_words_of_a_runtime_are_harmless_and_short() -> None:
