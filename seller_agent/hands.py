@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import structlog
 
 from events.errors import BazaarError
@@ -176,9 +177,9 @@ class Hands:
             if attempt.order.program.inputs is not None:
                 self.phases[attempt.epoch] = "fetching"
                 await fetch_inputs(self._market, attempt, self.folder_of(attempt), self.policy.inputs_bytes_max)
-            if attempt.order.program.secret_names:
-                await self.secrets.fetch(self._market, attempt)
-            await self._runner.prepare(self.spec_of(attempt), lambda phase: self.phases.__setitem__(attempt.epoch, phase))
+            login = await self.secrets.fetch(self._market, attempt) if attempt.order.program.secret_names else None
+            spec = msgspec.structs.replace(self.spec_of(attempt), registry_auth=login)
+            await self._runner.prepare(spec, lambda phase: self.phases.__setitem__(attempt.epoch, phase))
             prepared = Work.DONE
         except asyncio.CancelledError:
             if not attempt.abandoned:

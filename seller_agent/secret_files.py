@@ -7,8 +7,10 @@ They lie under /dev/shm, in a folder that only this user may enter, with a link 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
+import resource
 import shutil
 import stat
 from collections.abc import Mapping
@@ -23,6 +25,8 @@ from seller_agent.attempts import Attempt
 from seller_agent.link import Market
 
 LINK = "secrets"
+REGISTRY_AUTH = "REGISTRY_AUTH"
+"""The secret with which the image is pulled; no job sees it."""
 FETCH_MAX_S = 120.0
 RETRY_S = 0.5
 PASSING = frozenset({Refusal.UNKNOWN_KEY, Refusal.RATE_LIMITED})
@@ -44,8 +48,12 @@ class SecretFiles:
         self._user_folder = memory / f"gpubazaar-{os.geteuid()}"
         self._folder = self._user_folder / hashlib.sha256(os.path.realpath(runs).encode()).hexdigest()[:16]
 
-    async def fetch(self, market: Market, attempt: Attempt) -> None:
-        """What the job is promised, in files. Raises SecretMissing, OSError."""
+    async def fetch(self, market: Market, attempt: Attempt) -> tuple[str, str] | None:
+        """What the job is promised, in files. The login for its image's registry is answered instead: the job needs it no more.
+
+        Raises SecretMissing, OSError.
+        """
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash from here on leaves no image of this memory
         values: dict[str, bytes] = {}
         try:
             async with asyncio.timeout(FETCH_MAX_S):
@@ -53,7 +61,9 @@ class SecretFiles:
                     values[name] = await _fetch(market, attempt, number, name)
         except TimeoutError:
             raise SecretMissing(why="The market's file gateway did not answer in time.") from None
+        login = _login(values.pop(REGISTRY_AUTH)) if REGISTRY_AUTH in values else None
         await asyncio.to_thread(self.keep, attempt.key.name, values)
+        return login
 
     def keep(self, name: str, values: Mapping[str, bytes]) -> None:
         """Write the secrets of the run of this name, each readable for this user only. Raises OSError."""
@@ -73,21 +83,23 @@ class SecretFiles:
 
     def _in_memory(self, name: str) -> Path | None:
         """A fresh folder in memory, None where there is none that only we may enter."""
-        try:
-            for folder in (self._user_folder, self._folder):
-                folder.mkdir(mode=0o700, exist_ok=True)
-                found = folder.lstat()
-                if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
-                    return None
-            place = self._folder / name
-            place.mkdir(mode=0o700)
-        except OSError:
-            return None
-        return place
+        place = self._folder / name
+        for _ in range(2):  # the run before may just have taken the empty folder away
+            with contextlib.suppress(OSError):
+                for folder in (self._user_folder, self._folder):
+                    folder.mkdir(mode=0o700, exist_ok=True)
+                    found = folder.lstat()
+                    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+                        return None
+                place.mkdir(mode=0o700)
+                return place
+        return None
 
     def remove(self, name: str) -> None:
         """Take them away; nothing when there are none."""
         shutil.rmtree(self._folder / name, ignore_errors=True)
+        with contextlib.suppress(OSError):  # others are in it
+            self._folder.rmdir()
         link = Path(self._runs, name, LINK)
         if link.is_symlink():
             link.unlink(missing_ok=True)
@@ -103,6 +115,14 @@ class SecretFiles:
         for name in found:
             if name not in known:
                 self.remove(name)
+
+
+def _login(value: bytes) -> tuple[str, str]:
+    """User and password of `user:password`. Raises SecretMissing."""
+    user, colon, password = value.decode(errors="replace").rstrip("\r\n").partition(":")
+    if not user or not colon:
+        raise SecretMissing(why=f"{REGISTRY_AUTH} must be user:password, for the registry of the job's image.")
+    return user, password
 
 
 async def _fetch(market: Market, attempt: Attempt, number: int, name: str) -> bytes:

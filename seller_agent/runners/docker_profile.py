@@ -21,6 +21,7 @@ JOB_UID = 65534
 NAME_PREFIX = "gpubazaar-"
 PIDS_LIMIT = 4096
 OPEN_FILES = 16384
+PUBLIC_DNS = ("1.1.1.1", "9.9.9.9")
 LOG_FILE_SIZE = "128m"
 """Twice this must hold a job's whole allowed output with Docker's own framing, or a restarted agent finds its head gone."""
 MAX_IMAGE_VOLUMES = 16
@@ -42,6 +43,7 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
     """User ids in a container are others outside (userns-remap, rootless)."""
     seccomp: bool
     cdi_devices: frozenset[str] = frozenset()
+    machine: str = "x86_64"
     root: str = ""
     """Where the daemon keeps images and containers."""
     job_uid: int = JOB_UID
@@ -58,6 +60,7 @@ class Host(msgspec.Struct, frozen=True, kw_only=True):
             memory_mib=int(info["MemTotal"]) // MIB,
             swap_limit=bool(info.get("SwapLimit")),
             maps_users=maps_users,
+            machine=str(info.get("Architecture", "")),
             root=str(info.get("DockerRootDir", "")),
             job_uid=JOB_UID if maps_users or agent_uid == 0 else agent_uid,
             seccomp=any(option.startswith("name=seccomp") and "unconfined" not in option for option in options),
@@ -125,6 +128,7 @@ def controls(spec: RunSpec, host: Host, volumes: Iterable[str] = (), network: st
         ("HostConfig.Ulimits", ulimits, "no core dumps; bounded descriptors"),
         ("HostConfig.IpcMode", "private", "no shared memory with anyone"),
         ("HostConfig.NetworkMode", network, "no network unless bought"),
+        ("HostConfig.Dns", [] if network == "none" else list(PUBLIC_DNS), "the machine's own name servers may be private"),
         ("HostConfig.PidMode", "", "own processes only"),
         ("HostConfig.UTSMode", "", "own host name"),
         ("HostConfig.UsernsMode", "", "the daemon's user mapping stays"),

@@ -21,7 +21,7 @@ import docker.errors
 import requests.exceptions
 
 from seller_agent.runners import docker_profile as profile
-from seller_agent.runners.docker_egress import Egress, no_network
+from seller_agent.runners.docker_egress import INTERNET, Egress
 from seller_agent.runners.docker_host import DEFAULT_SOCKET
 from seller_agent.runners.docker_images import Registry
 from seller_agent.runners.docker_logs import Follower
@@ -32,6 +32,7 @@ from seller_agent.runners.docker_store import ImageStore, ImageTerms, Wish
 from seller_agent.runners.runner import Progress, RunKey, RunnerError, RunSpec, RunState, RunStatus, RunUse, StopReason
 
 THREADS = 32
+PROVE_EVERY_S = 60.0
 LASTING_THREADS_MAX = 1024
 """One for every run's output and every pull. They have a pool of their own, or many runs would leave no thread to renew or stop one."""
 
@@ -150,6 +151,38 @@ class SdkEngine:
                 return bool(error.status_code == 404)
             return True
 
+    def import_image(self, name: str, archive: bytes) -> None:
+        """Make an image of a root file system."""
+        with self._api() as api:
+            repository, _, tag = name.partition(":")
+            api.import_image_from_data(archive, repository=repository, tag=tag)
+
+    def inspect_network(self, name: str) -> Inspection | None:
+        """A network, or None."""
+        with self._api() as api:
+            try:
+                answer: Inspection = api.inspect_network(name)
+            except docker.errors.NotFound:
+                return None
+            return answer
+
+    def create_network(self, name: str, options: dict[str, str]) -> None:
+        """Make a bridge without IPv6."""
+        with self._api() as api:
+            api.create_network(name, driver="bridge", options=options, enable_ipv6=False, check_duplicate=True)
+
+    def remove_network(self, name: str) -> bool:
+        """Remove it; False while containers are in it. An absent one is no error."""
+        with self._api() as api:
+            try:
+                api.remove_network(name)
+            except docker.errors.APIError as error:
+                if error.status_code == 403:
+                    return False
+                if error.status_code != 404:
+                    raise
+            return True
+
     def remove(self, name: str) -> None:
         """Kill and remove it with its volumes; an absent one is no error."""
         with self._api() as api:
@@ -177,22 +210,22 @@ class DockerRunner:
         *,
         socket_path: str = DEFAULT_SOCKET,
         images: ImageTerms | None = None,
-        egress: Egress | None = None,
     ) -> None:
-        """`images` is what the owner says about them; without `egress` every job is without a network."""
+        """`images` is what the owner says about them."""
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="docker")
         self._lasting = ThreadPoolExecutor(LASTING_THREADS_MAX, thread_name_prefix="docker-follow")
         self._engine = SdkEngine(socket_path, THREADS)
-        self._egress = egress
+        self._home = hashlib.sha256(str(state_dir.resolve()).encode()).hexdigest()[:16]
+        self._egress: Egress | None = None
         self._images = ImageStore(self._engine, Registry(socket_path), state_dir / "images.json", images or ImageTerms())
         self._runs = Runs(
             self._engine,
             self._images,
             socket_path=socket_path,
             guard_dir=state_dir / "guard",
-            home=hashlib.sha256(str(state_dir.resolve()).encode()).hexdigest()[:16],
+            home=self._home,
             node_id=node_id,
-            egress_network=egress.network if egress is not None else no_network,
+            egress_network=self.egress_network,
         )
         self._followed: dict[str, tuple[Follower, Future[RunStatus]]] = {}
         self._wishes: set[Wish] = set()
@@ -217,9 +250,32 @@ class DockerRunner:
         """Images that a job could use at once, the last used first."""
         return self._images.warm()
 
-    def has_egress(self) -> bool:
-        """Whether jobs can reach the internet, and nothing else, from here; proved, not hoped."""
-        return self._egress is not None and self._egress.network() is not None
+    def egress_network(self) -> str | None:
+        """The network from which jobs reach the internet and nothing else; None while that is not proved, or was not asked for."""
+        return self._egress.network() if self._egress is not None else None
+
+    async def open_egress(self, say: Callable[[str], None], internet: tuple[tuple[str, int], ...] = INTERNET) -> None:
+        """Let jobs reach the internet, proved now and again for as long as the runner lives. Raises EgressRefused, RunnerError."""
+        host = await self._in_thread(self._runs.host)
+        egress = Egress(self._engine, self._home, machine=host.machine, internet=internet)
+        await self._in_thread(egress.check)
+        self._egress = egress
+        await self._prove(say)
+        self._upkeep = asyncio.create_task(self._keep_proving(say))
+
+    async def _keep_proving(self, say: Callable[[str], None]) -> None:
+        while True:
+            await asyncio.sleep(PROVE_EVERY_S)
+            await self._prove(say)
+
+    async def _prove(self, say: Callable[[str], None]) -> None:
+        assert self._egress is not None
+        before = self._egress.fault
+        fault = await self._in_thread(self._egress.prove)
+        if fault and fault != before:
+            say(f"No job gets a network here for now: {fault}.")
+        elif before and not fault:
+            say("Jobs that ask for it reach the internet from here, and nothing else: tried from inside a container.")
 
     async def prepare(self, spec: RunSpec, progress: Progress) -> None:
         """Folders, image, container. Raises RunnerError."""
@@ -300,6 +356,11 @@ class DockerRunner:
 
     async def close(self) -> None:
         """Let go of everything; runs and the guard go on."""
+        if self._upkeep is not None:
+            self._upkeep.cancel()
+            await asyncio.wait([self._upkeep])
+        if self._egress is not None:
+            await self._in_thread(self._egress.close)
         for follower in (*self._wishes, *(follower for follower, _ in self._followed.values())):
             follower.drop()
         for pool in (self._lasting, self._pool):

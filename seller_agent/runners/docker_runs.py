@@ -132,9 +132,8 @@ class Runs:
 
     def prepare(self, spec: RunSpec, wish: Wish) -> None:
         """The image, held while the container is made of it. Raises RunnerError."""
-        here = self._images.ensure(
-            spec.image, Login(user=spec.registry_auth[0], password=spec.registry_auth[1]) if spec.registry_auth else None, wish
-        )
+        buyer = Login(user=spec.registry_auth[0], password=spec.registry_auth[1]) if spec.registry_auth is not None else None
+        here = self._images.ensure(spec.image, buyer, wish)
         try:
             if not wish.dropped.is_set():
                 wish.tell("creating")

@@ -323,8 +323,9 @@ class ImageStore:
             if not set(map(canonical, tags)) <= set(map(canonical, use.names)):
                 return False  # its owner has given it a name meanwhile
             digests = [name for name in found.get("RepoDigests") or () if "<none>" not in name]
-            if not all([self._engine.remove_image(name) for name in (*tags, *digests) or (use.image_id,)]):  # every name is tried
-                return False
+            for name in (*tags, *digests) or (use.image_id,):
+                if not self._engine.remove_image(name):
+                    return False
         self._table.forget(use.image_id)
         log.info("deleted an image to make room", image=use.names[:1], unused_since_unix_ms=use.used_unix_ms)
         return True

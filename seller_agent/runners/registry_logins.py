@@ -79,7 +79,10 @@ def _login(entry: dict[str, Any]) -> Login:
     if token := entry.get("identitytoken"):
         return Login(token=str(token))
     if "auth" in entry:
-        return login_of(_decoded(str(entry["auth"])))
+        user, colon, password = _decoded(str(entry["auth"])).rstrip("\0").partition(":")
+        if not colon:
+            raise ValueError("not user:password")
+        return Login(user=user, password=password)
     return Login(user=str(entry["username"]), password=str(entry["password"]))
 
 
@@ -88,11 +91,3 @@ def _decoded(text: str) -> str:
         return base64.b64decode(text, validate=True).decode()
     except binascii.Error as error:
         raise ValueError("not base64") from error
-
-
-def login_of(text: str) -> Login:
-    """Of `user:password`, as buyers put it into the secret REGISTRY_AUTH. Raises ValueError."""
-    user, colon, password = text.rstrip("\r\n\0").partition(":")
-    if not colon or not user:
-        raise ValueError("a login is user:password")
-    return Login(user=user, password=password)

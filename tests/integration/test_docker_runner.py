@@ -53,7 +53,7 @@ class Home:
         key = RunKey(job_id=f"j{secrets.token_hex(6)}", attempt=1, epoch=7)
         spec = RunSpec(
             key=key,
-            folder=str(run_folder(self.folder / "runs", key)),
+            folder=run_folder(str(self.folder / "runs"), key),
             argv=("sh", "-c", script),
             env={"BAZAAR_OUT": "/out"},
             image=IMAGE,

@@ -208,7 +208,7 @@ def test_a_failed_pull_has_a_reason(message: str, status: int | None, reason: st
 
 def test_a_pulls_progress_only_rises_and_ends_at_a_hundred() -> None:
     progress = PullProgress()
-    events = [
+    events: list[dict[str, Any]] = [
         {"id": "a", "status": "Pulling fs layer"},
         {"id": "b", "status": "Pulling fs layer"},
         {"id": "a", "status": "Downloading", "progressDetail": {"current": 50, "total": 100}},
