@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import resource
 import signal
 import socket
 from collections.abc import Callable
@@ -125,6 +126,7 @@ async def run_gateway(folder: MarketFolder, broker: str) -> None:
     stopped = asyncio.Event()
     on_stop(stopped.set)
     keys = folder.load_keys()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash leaves no image of the secrets that pass through here
     await serve(broker, keys, snapshot_file=folder.snapshot, until=stopped, sealing_key=load_sealing_key(folder.keys))
 
 
