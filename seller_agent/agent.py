@@ -102,7 +102,7 @@ class Agent:
         self._client = client
         hands = self._hands = Hands(self._node, self._runner, client, self._journal, self._folder / "runs")
         beats = self._beats = Beats(
-            self._identity, hands, runner=self._runner, market=client, journal=self._journal, cards=self._watch.readings
+            self._identity, hands, runner=self._runner, market=client, journal=self._journal, cards=self._watch.for_beat
         )
         beats.on_answer = self._on_beat
         tasks: list[asyncio.Task[None]] = []

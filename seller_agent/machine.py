@@ -95,6 +95,10 @@ class CardWatch:
         """As last read."""
         return self._readings
 
+    def for_beat(self) -> tuple[BeatCard, ...]:
+        """What a heartbeat tells. Raises MarketUnreachable where none may be sent, because the machine under the node is silent."""
+        return self.readings()
+
     def show_simulated(self, doing: Mapping[str, tuple[int, int]]) -> None:
         """What cards that do not exist are to be shown doing (percent, MiB); those not named: nothing."""
         simulated = {card.uuid for card in self._cards if card.simulated}

@@ -8,9 +8,9 @@ import fcntl
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib import import_module, metadata
+from importlib import metadata
 from pathlib import Path
 
 import msgspec
@@ -26,9 +26,10 @@ from events.values import Accept, Card, Isolation, Role
 from events.wallet import Keystore, Passphrases
 from seller_agent.agent import Agent
 from seller_agent.beats import NodeIdentity
+from seller_agent.containers import ContainerTerms, docker_runner, has_egress, warm_images
 from seller_agent.gpus import Inventory
 from seller_agent.machine import CardWatch, agent_boot, boot_id, offered_card, real_cards, simulated_cards, size
-from seller_agent.offers import DEFAULT_IMAGE, NO_ISOLATION, SIMULATED, TAKES_ANYONE, Terms, accepted, cards_offered, in_words, make_offer
+from seller_agent.offers import NO_ISOLATION, SIMULATED, TAKES_ANYONE, Terms, accepted, cards_offered, in_words, make_offer
 from seller_agent.owned_nodes import Started, read_started, write_started
 from seller_agent.runners.docker_host import socket_of
 from seller_agent.runners.process_runner import ProcessRunner
@@ -51,9 +52,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     runner: str | None = None
     simulate: tuple[str, ...] = ()
     delegation: str | None = None
-    default_image: str | None = None
-    docker_host: str | None = None
-    """Docker's socket as DOCKER_HOST names it; `None`: where Docker puts it by itself."""
+    containers: ContainerTerms = ContainerTerms()
     resume: bool = False
     """A drain ends with this start."""
 
@@ -99,30 +98,17 @@ def _make_seller(keystore: Keystore, say: Say) -> KnownWallet:
     return created.wallet
 
 
-async def choose_runner(asked: str | None, docker_host: str | None, folder: Path, node: str, say: Say) -> tuple[Runner, Isolation]:
-    """Docker when it answers, else plain processes, with a warning. Raises RunnerError when Docker was asked for and does not answer."""
+async def choose_runner(asked: str | None, terms: ContainerTerms, folder: Path, node: str, say: Say) -> tuple[Runner, Isolation]:
+    """Docker when it answers, else plain processes, with a warning. Raises BazaarError when Docker was asked for and does not answer."""
     if asked != "process":
         try:
-            return await _docker_runner(docker_host, folder, node, DOCKER_ANSWER_S if asked is None else None), Isolation.CONTAINER
+            answer_s = DOCKER_ANSWER_S if asked is None else None
+            return await docker_runner(terms, folder, node, answer_s=answer_s, say=say), Isolation.CONTAINER
         except (RunnerError, TimeoutError) as error:
             if asked == "docker":
                 raise BazaarError("Docker does not answer.", why=str(error), hint="Start it, or use --runner process.") from None
             say(NO_ISOLATION)
     return ProcessRunner(private_folder(folder / "runs"), idle_s=SUPERVISOR_IDLE_S), Isolation.PROCESS
-
-
-async def _docker_runner(docker_host: str | None, folder: Path, node: str, timeout_s: float | None) -> Runner:
-    """The Docker runner, once Docker has answered. Raises RunnerError, TimeoutError."""
-    module = import_module("seller_agent.runners.docker_runner")  # costs a third of a second to load
-    docker = module.DockerRunner(folder, node, socket_path=socket_of(docker_host))
-    try:
-        async with asyncio.timeout(timeout_s):
-            await docker.check()
-    except BaseException:
-        await docker.close()
-        raise
-    runner: Runner = docker
-    return runner
 
 
 async def find_cards(simulate: tuple[str, ...], node: str, say: Say) -> Inventory:
@@ -177,17 +163,17 @@ async def run(settings: Settings, options: Options, say: Say) -> None:
     with claimed_folder(place.folder, owner):
         inventory = await find_cards(options.simulate, place.node_id, say)
         asked = options.runner
-        if asked is None and options.simulate and options.docker_host is None:
+        if asked is None and options.simulate and options.containers.docker_host is None:
             asked = "process"  # nobody should have to pull an image to try the market out
             say(SIMULATED)
-        runner, isolation = await choose_runner(asked, options.docker_host, place.folder, place.node_id, say)
+        runner, isolation = await choose_runner(asked, options.containers, place.folder, place.node_id, say)
         cards = cards_offered([offered_card(card) for card in inventory.cards], options.terms)
         if isolation is Isolation.PROCESS and options.terms.accept is Accept.ANYONE:
             say(TAKES_ANYONE)
         watched = tuple(card for card in inventory.cards if card.uuid in {offered.uuid for offered in cards})
         watch = CardWatch(watched)
         before, asked_uusd = read_started(place.folder), options.terms.price_uusd_per_gpu_hour
-        offer = _offer_maker(settings, options, place, cards, isolation, watch=watch)
+        offer = offer_maker(settings, options, place, cards, isolation, watch=watch, machine=size())
         agent = Agent(
             NodeIdentity(place.node_id, agent_boot(place.folder), boot_id(), version()),
             place.folder,
@@ -200,7 +186,7 @@ async def run(settings: Settings, options: Options, say: Say) -> None:
             resume=options.resume,
         )
         started = _started(options, isolation)
-        await _work(settings, agent, place, session, announced=lambda: _announce(place, started, offer(), agent, say))
+        await work(settings, agent, place, session, announced=lambda: announce(place, started, offer(), agent, say))
 
 
 class OwnWallets:
@@ -224,14 +210,21 @@ class OwnWallets:
         return self._addresses
 
 
-def _offer_maker(
-    settings: Settings, options: Options, place: Place, cards: tuple[Card, ...], isolation: Isolation, *, watch: CardWatch
+def offer_maker(
+    settings: Settings,
+    options: Options,
+    place: Place,
+    cards: tuple[Card, ...],
+    isolation: Isolation,
+    *,
+    watch: CardWatch,
+    machine: Mapping[str, int],
+    runner: Runner | None = None,
 ) -> Callable[[], NodeOffered]:
     """The offer as it should be now: wallets that were made meanwhile are taken too, ill cards are not let."""
-    machine = size()
     takes_own = accepted(options.terms, isolation) is Accept.OWN
     own = OwnWallets(settings.home)
-    image = None if isolation is Isolation.PROCESS else options.default_image or DEFAULT_IMAGE
+    image = None if isolation is Isolation.PROCESS else options.containers.image()
 
     def offer() -> NodeOffered:
         return make_offer(
@@ -242,6 +235,9 @@ def _offer_maker(
             machine=machine,
             own_wallets=own.addresses() if takes_own else (),
             default_image=image,
+            images_allow=() if isolation is Isolation.PROCESS else options.containers.images_allow,
+            images_warm=() if runner is None else warm_images(runner),
+            egress=runner is not None and has_egress(runner),
             version=version(),
         )
 
@@ -253,14 +249,17 @@ def _started(options: Options, isolation: Isolation) -> Started:
         price_uusd_per_gpu_hour=options.terms.price_uusd_per_gpu_hour,
         runner="process" if isolation is Isolation.PROCESS else "docker",
         delegation=None if options.delegation is None else str(Path(options.delegation).absolute()),
-        docker_socket=None if isolation is Isolation.PROCESS else socket_of(options.docker_host),
+        docker_socket=None if isolation is Isolation.PROCESS else socket_of(options.containers.docker_host),
         version=version(),
     )
 
 
-async def _work(settings: Settings, agent: Agent, place: Place, session: Session | None, *, announced: Callable[[], None]) -> None:
+async def work(
+    settings: Settings, agent: Agent, place: Place, session: Session | None, *, announced: Callable[[], None], heeds_signals: bool = True
+) -> None:
     """Connect, run the agent, and end it in order on the first signal, at once on the second."""
     loop = asyncio.get_running_loop()
+    signals = (signal.SIGTERM, signal.SIGINT) if heeds_signals else ()
     acting = settings if session is not None else _as_wallet(settings, place.owner)
     client = await open_client(
         acting,
@@ -274,14 +273,14 @@ async def _work(settings: Settings, agent: Agent, place: Place, session: Session
         node_id=place.node_id,
     )
     try:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in signals:
             loop.add_signal_handler(number, agent.leave)
         announcing = asyncio.create_task(_when_ready(agent, announced))
         try:
             await agent.run(client)
         finally:
             announcing.cancel()
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in signals:
                 loop.remove_signal_handler(number)
     finally:
         await client.close()
@@ -292,7 +291,7 @@ async def _when_ready(agent: Agent, announced: Callable[[], None]) -> None:
     announced()
 
 
-def _announce(place: Place, started: Started, offer: NodeOffered, agent: Agent, say: Say) -> None:
+def announce(place: Place, started: Started, offer: NodeOffered, agent: Agent, say: Say) -> None:
     """Say what stands in the ledger now, and remember what was asked for: a price that is set later outlives the next start."""
     write_started(place.folder, started)
     offered = agent.priced(offer)
