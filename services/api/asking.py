@@ -73,6 +73,8 @@ class Endpoint(NamedTuple):
     parameters: tuple[Parameter, ...] = ()
     public: bool = False
     keep: bool = True
+    past: bool = False
+    """Whether it can be asked of a past moment (`as_of`)."""
 
 
 def job_in_memory(asked: Asked) -> Job | None:
@@ -90,7 +92,7 @@ async def job_that_ended(asked: Asked) -> FinishedJob:
     if not _is_job_id(asked.name):
         raise unknown_job()
     found = asked.mirror.finished(asked.name) or await asked.source.read_model.job(asked.name)
-    if found is None or not asked.viewer.may_see(found.buyer, found.org):
+    if found is None or found.submitted_seq > asked.as_of_seq or not asked.viewer.may_see(found.buyer, found.org):
         raise unknown_job()
     return found
 

@@ -18,6 +18,7 @@ from events.errors import BazaarError
 from services.api import queries
 from services.api.access import Viewer
 from services.api.asking import Asked, Endpoint, Reply, Source
+from services.api.past import moment
 from services.api.problems import ProblemFound, Trouble
 
 KEPT_BYTES = 16 << 20
@@ -75,7 +76,7 @@ class Desk:
 
     async def answer(self, endpoint: Endpoint, name: str, pairs: Pairs, viewer: Viewer) -> Answer:
         """The answer to one question. Raises ProblemFound."""
-        values = queries.read(pairs, endpoint.parameters)
+        values = queries.read(pairs, (*endpoint.parameters, queries.AS_OF) if endpoint.past else endpoint.parameters)
         source = self.ready_source()
         if not endpoint.public and viewer == Viewer():
             raise ProblemFound(Trouble.TOKEN_REQUIRED)
@@ -87,7 +88,8 @@ class Desk:
         if kept is not None and kept.version == version and kept.second == now_ms // 1000:
             return kept.answer
         try:
-            reply = await endpoint.handle(Asked(source, viewer, values, name, now_ms))
+            asked = Asked(source, viewer, values, name, now_ms)
+            reply = await endpoint.handle(await _as_of(asked) if endpoint.past and "as_of" in values else asked)
         except BazaarError as error:
             raise ProblemFound(Trouble.NOT_READY, error.what) from error
         made = _made(reply, pairs)
@@ -102,6 +104,14 @@ class Desk:
             self._kept.clear()
             self._kept_bytes = len(kept.answer.body)
         self._kept[key] = kept
+
+
+async def _as_of(asked: Asked) -> Asked:
+    """The same question, asked of the market as it was. Raises ProblemFound, LogUnavailable."""
+    until = moment(asked.values["as_of"], asked.as_of_seq, asked.now_ms)
+    mirror = await asked.source.past.mirror(until)
+    source = asked.source._replace(mirror=mirror)
+    return asked._replace(source=source, now_ms=max(mirror.market.time_ms, until.time_ms or 0))
 
 
 async def caught_up(source: Source, values: dict[str, object]) -> None:

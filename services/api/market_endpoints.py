@@ -155,11 +155,11 @@ async def quotes(asked: Asked) -> Reply:
 
 
 MARKET_ENDPOINTS = (
-    Endpoint("/v1/market", market, MarketView, "Where the market stands.", (queries.DIGEST,), public=True),
-    Endpoint("/v1/policy", policy, PolicyView, "The rules in force.", public=True),
-    Endpoint("/v1/stats", stats, StatsView, "Figures of this moment and of the last hour.", public=True),
-    Endpoint("/v1/nodes", nodes, NodePage, "Nodes, newest first.", (queries.NODE_STATE, *queries.PAGE), public=True),
-    Endpoint("/v1/nodes/{name}", node, NodeView, "One node.", public=True),
-    Endpoint("/v1/offers", offers, NodePage, "Offered nodes, cheapest first.", queries.OFFERS, public=True),
-    Endpoint("/v1/quotes", quotes, QuoteView, "Who could run this, and at what price.", queries.QUOTES, public=True),
+    Endpoint("/v1/market", market, MarketView, "Where the market stands.", (queries.DIGEST,), public=True, past=True),
+    Endpoint("/v1/policy", policy, PolicyView, "The rules in force.", public=True, past=True),
+    Endpoint("/v1/stats", stats, StatsView, "Figures of this moment and of the last hour.", public=True, past=True),
+    Endpoint("/v1/nodes", nodes, NodePage, "Nodes, newest first.", (queries.NODE_STATE, *queries.PAGE), public=True, past=True),
+    Endpoint("/v1/nodes/{name}", node, NodeView, "One node.", public=True, past=True),
+    Endpoint("/v1/offers", offers, NodePage, "Offered nodes, cheapest first.", queries.OFFERS, public=True, past=True),
+    Endpoint("/v1/quotes", quotes, QuoteView, "Who could run this, and at what price.", queries.QUOTES, public=True, past=True),
 )

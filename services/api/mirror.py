@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from itertools import islice
 from typing import NamedTuple
 
 import msgspec
@@ -30,6 +31,7 @@ from services.api.views import JobView, job_view
 from services.follower import Follower
 from services.matcher.verdicts import OfferKeys
 
+ENDED_LATELY = 1000
 _encoder = msgspec.json.Encoder()
 
 
@@ -113,6 +115,11 @@ class Mirror:
             return
         self.telemetry.note(view, now_ms)
         self.version += 1
+
+    def remember_ended(self) -> None:
+        """Of a market that nobody writes to disk: keep the rows of what ended last, which the disk may not have yet."""
+        for job_id in islice(reversed(self.market.finished), ENDED_LATELY):
+            self._jobs[job_id] = finished_row(self.market.jobs[job_id], self.market)
 
     # --- waiting ---
 

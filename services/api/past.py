@@ -1,6 +1,6 @@
 """The market as it was: the ledger folded again up to a moment, one question at a time, the last few answers kept.
 
-A moment is the end of a page, for a page is what the matcher decided at once. Reads only.
+A moment is the end of a page, for a page is what the matcher decided at once. What only heartbeats told nobody knows any more. Reads only.
 """
 
 from __future__ import annotations
@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable
 from typing import NamedTuple
 
 from events.log import Log
 from events.page import Page
 from projections.market import Market
+from services.api import queries
+from services.api.mirror import Mirror
+from services.api.problems import bad_query
 from services.follower import Follower
 from services.matcher.waits import WaitWatch
 
@@ -35,41 +37,55 @@ class Until(NamedTuple):
         return self.time_ms is not None and page.time_ms > self.time_ms
 
 
+def moment(as_of: int, last_seq: int, now_ms: int) -> Until:
+    """The moment that a query means, which must not lie ahead. Raises ProblemFound."""
+    if as_of < queries.FIRST_TIME_MS:
+        if as_of > last_seq:
+            raise bad_query("as_of", f"the ledger ends at {last_seq}")
+        return Until(seq=as_of)
+    if as_of > now_ms + 1000:
+        raise bad_query("as_of", "that moment has not come yet")
+    return Until(time_ms=as_of)
+
+
 class Past:
     """Folds one ledger again and again."""
 
     def __init__(self, ledger: Log) -> None:
         self._ledger = ledger
-        self._kept: OrderedDict[Until, Market] = OrderedDict()
+        self._kept: OrderedDict[Until, Mirror] = OrderedDict()
         self._one_at_a_time = asyncio.Lock()
 
-    async def market(self, until: Until) -> Market:
-        """The market at that moment; not to be changed. Raises LogUnavailable, LogCorrupt."""
+    async def mirror(self, until: Until) -> Mirror:
+        """What answers are made of, as it was at that moment; not to be folded on. Raises LogUnavailable, LogCorrupt."""
         async with self._one_at_a_time:
-            known = self._kept.pop(until, None)
-            market = await self._fold(until, None) if known is None else known
-            self._kept[until] = market
+            mirror = self._kept.pop(until, None)
+            if mirror is None:
+                follower = await self._fold(until, None)
+                market = follower.market
+                mirror = Mirror(follower, log_created="", on_disk_pages=market.pages, now_ms=until.time_ms or market.time_ms)
+                mirror.remember_ended()
+            self._kept[until] = mirror
             if len(self._kept) > KEPT:
                 self._kept.popitem(last=False)
-            return market
+            return mirror
 
     async def watched(self, until: Until, watch: WaitWatch) -> Market:
-        """The same, with every page shown to the watch. Raises LogUnavailable, LogCorrupt."""
+        """The market at that moment, after every page was shown to the watch. Raises LogUnavailable, LogCorrupt."""
         async with self._one_at_a_time:
-            return await self._fold(until, watch)
+            return (await self._fold(until, watch)).market
 
-    async def _fold(self, until: Until, watch: WaitWatch | None) -> Market:
+    async def _fold(self, until: Until, watch: WaitWatch | None) -> Follower:
         follower = Follower()
         head = await self._ledger.head()
         began_s = time.monotonic()
-        stop: Callable[[Page], bool] = until.is_past
         async for stored in self._ledger.follow(0, until=head.position):
-            page, folded = follower.fold(stored, stop)
-            if stop(page):
+            page, folded = follower.fold(stored, until.is_past)
+            if until.is_past(page):
                 break
             if watch is not None:
                 watch.page(follower.market, [record for record, _ in folded])
             if time.monotonic() - began_s > SLICE_S:
                 await asyncio.sleep(0)
                 began_s = time.monotonic()
-        return follower.market
+        return follower

@@ -21,7 +21,7 @@ from services.api.asking import Endpoint
 from services.api.desk import Answer, Desk
 from services.api.live import EVENTS, Streams, wants_stream
 from services.api.problems import MEDIA_TYPE, Problem, ProblemFound, Trouble
-from services.api.queries import EVERYWHERE, Parameter
+from services.api.queries import AS_OF, EVERYWHERE, Parameter
 
 TITLE = "GPU Bazaar query API"
 SEQ_HEADER = "x-stream-seq"
@@ -152,7 +152,9 @@ async def _nowhere(asked: Any) -> Any:
 
 
 def _add(app: FastAPI, path: str, handler: Callable[..., Awaitable[Response]], endpoint: Endpoint, *, plain: bool = False) -> None:
-    parameters = [] if plain else [_parameter(parameter) for parameter in (*endpoint.parameters, *EVERYWHERE)]
+    parameters = (
+        [] if plain else [_parameter(parameter) for parameter in (*endpoint.parameters, *((AS_OF,) if endpoint.past else ()), *EVERYWHERE)]
+    )
     if "{name}" in path:
         parameters.insert(0, {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}, "description": "The id."})
     problem = {"description": "A problem.", "content": {MEDIA_TYPE: {"schema": _reference(Problem)}}}

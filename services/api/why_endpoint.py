@@ -8,7 +8,7 @@ from events.why import Why
 from projections.jobs import Job
 from services.api import queries
 from services.api.asking import Asked, Endpoint, Reply, job_that_ended
-from services.api.past import Until
+from services.api.past import Until, moment
 from services.api.problems import bad_query
 from services.matcher.waits import WaitWatch
 from services.matcher.why import Moment, why
@@ -37,35 +37,22 @@ def _now(asked: Asked, job: Job) -> Why:
 
 async def _then(asked: Asked, as_of: int | None, *, wants_waits: bool) -> Reply:
     """From the ledger folded again, up to the moment; without one, up to where the mirror stands."""
-    last_seq, past = asked.as_of_seq, asked.source.past
-    until, now_ms = _until(asked, as_of, last_seq)
+    past = asked.source.past
+    until = Until(seq=asked.as_of_seq) if as_of is None else moment(as_of, asked.as_of_seq, asked.now_ms)
+    now_ms = asked.now_ms if as_of is None else until.time_ms or 0
     watch = WaitWatch(asked.name) if wants_waits else None
-    market = await past.market(until) if watch is None else await past.watched(until, watch)
+    market = (await past.mirror(until)).market if watch is None else await past.watched(until, watch)
     job = market.jobs.get(asked.name)
     if job is None:
         raise bad_query("as_of", "the job did not exist then, or had ended long before")
-    moment_ms = max(market.time_ms, now_ms or 0)
     live = asked.mirror.market.jobs.get(asked.name)
     is_now = as_of is None and live is not None and live.updated_seq == job.updated_seq
-    answer = _now(asked, live) if is_now and live is not None else why(market, job, Moment(moment_ms))
+    answer = _now(asked, live) if is_now and live is not None else why(market, job, Moment(max(market.time_ms, now_ms)))
     if watch is not None:
         intervals = watch.end(answer.time_ms if not job.ended_ms else market.time_ms)
         wait_ms = sum(interval.until_ms - interval.from_ms for interval in intervals)
         answer = msgspec.structs.replace(answer, waits=intervals, wait_ms=wait_ms)
     return Reply(market.last_seq, answer)
-
-
-def _until(asked: Asked, as_of: int | None, last_seq: int) -> tuple[Until, int | None]:
-    """How far to fold, and the time of the moment where it is not that of the last page. Raises ProblemFound."""
-    if as_of is None:
-        return Until(seq=last_seq), asked.now_ms
-    if as_of < queries.FIRST_TIME_MS:
-        if as_of > last_seq:
-            raise bad_query("as_of", f"the ledger ends at {last_seq}")
-        return Until(seq=as_of), None
-    if as_of > asked.now_ms + 1000:
-        raise bad_query("as_of", "that moment has not come yet")
-    return Until(time_ms=as_of), as_of
 
 
 WHY = Endpoint("/v1/jobs/{name}/why", job_why, Why, "Why a job is not running.", queries.WHY)
