@@ -15,8 +15,9 @@ import msgspec
 from buyer_cli.spec_keys import BY_NAME, LATER, Key, Shape
 from events import codec
 from events.jobs import JobSubmitted
+from events.market import Policy
 from events.quantities import BadValue, Target, pair
-from events.values import DEFAULT_PRIORITY, DEFAULT_TIMEOUT_S, BlobRef, JobKind, Program, Requirements
+from events.values import DEFAULT_PRIORITY, BlobRef, JobKind, Program, Requirements
 
 Layer = dict[str, Any]
 """Values that have been read, by the key's name."""
@@ -48,9 +49,15 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     """Their names, each with the file that holds it, or None: from the environment, or asked for."""
     max_price_uusd_per_gpu_hour: int | None = None
     max_total_uusd: int | None = None
-    timeout_s: int
+    timeout_s: int | None = None
+    """None: what the market gives a job of this kind."""
     queue_timeout_s: int | None = None
     estimate_s: int | None = None
+    estimate_limit: int | None = None
+    idle_timeout_s: int | None = None
+    min_utilisation: tuple[int, int] | None = None
+    """Percent, and seconds of the window."""
+    gpu_memory_limit_mib: int | None = None
     priority: int = DEFAULT_PRIORITY
     retries: int = 3
     name: str
@@ -154,7 +161,8 @@ def wishes(layer: Layer, kind: JobKind = JobKind.BATCH) -> list[Wish]:
 
 def _wish(layer: Layer, target: Target | None, kind: JobKind) -> Wish:
     get = layer.get
-    timeout_s = get("timeout") or DEFAULT_TIMEOUT_S[kind]
+    if get("estimate-limit") and not get("estimate"):
+        raise SpecError(f"--estimate-limit {get('estimate-limit')}", "it is a multiple of an estimate, and none is given", "--estimate 10m")
     return Wish(
         kind=kind,
         script=get("script"),
@@ -167,9 +175,13 @@ def _wish(layer: Layer, target: Target | None, kind: JobKind) -> Wish:
         secrets=get("secret", {}),
         max_price_uusd_per_gpu_hour=get("max-price"),
         max_total_uusd=get("max-total"),
-        timeout_s=timeout_s,
+        timeout_s=get("timeout"),
         queue_timeout_s=get("queue-timeout"),
         estimate_s=get("estimate"),
+        estimate_limit=get("estimate-limit"),
+        idle_timeout_s=get("idle-timeout"),
+        min_utilisation=get("min-utilisation"),
+        gpu_memory_limit_mib=get("gpu-memory-limit"),
         priority=get("priority", DEFAULT_PRIORITY),
         retries=get("retries", 3 if kind is JobKind.BATCH else 0),
         name=get("name") or default_name(get("script"), get("command", ())),
@@ -193,7 +205,7 @@ def _requirements(layer: Layer, target: Target | None, kind: JobKind) -> Require
             raise SpecError(f"--gpus {gpus}", f"the target names {len(target.cards)} cards", "leave --gpus out: the target says how many")
         gpus = len(target.cards)
     gpus = 1 if gpus is None else gpus
-    for name in ("vram", "total-vram", "gpu-model", "min-cuda"):
+    for name in ("vram", "total-vram", "gpu-model", "min-cuda", "min-utilisation", "gpu-memory-limit"):
         if gpus == 0 and get(name):
             raise SpecError(f"--{name}", "the job asks for no card (--gpus 0)", f"leave --{name} out, or ask for a card")
     return Requirements(
@@ -236,6 +248,15 @@ def script_argv(name: str, head: bytes, args: Sequence[str]) -> tuple[str, ...]:
     )
 
 
+def default_timeout_s(kind: JobKind, policy: Policy) -> int:
+    """How long a run of this kind may take when nobody said so."""
+    return {
+        JobKind.BATCH: policy.timeout_batch_s,
+        JobKind.NOTEBOOK: policy.timeout_notebook_s,
+        JobKind.CONTAINER: policy.timeout_container_s,
+    }[kind]
+
+
 def submission(
     wish: Wish,
     argv: Sequence[str],
@@ -245,19 +266,27 @@ def submission(
     inputs_bytes: int = 0,
     node_id: str | None = None,
     group_id: str | None = None,
+    policy: Policy | None = None,
 ) -> JobSubmitted:
-    """The fact to publish for a wish whose files are stored. Raises SpecError when it is over a bound of facts."""
+    """The fact to publish for a wish whose files are stored; times that nobody named are the market's (`policy`).
+    Raises SpecError when it is over a bound of facts."""
+    percent, window_s = wish.min_utilisation or (None, None)
     event = JobSubmitted(
         job_id=job_id,
         kind=wish.kind,
         name=wish.name,
         requirements=msgspec.structs.replace(wish.requirements, target_node=node_id, image=wish.image),
         program=Program(argv=tuple(argv), env=wish.env, image=wish.image, inputs=inputs, inputs_bytes=inputs_bytes),
-        timeout_s=wish.timeout_s,
+        timeout_s=wish.timeout_s or default_timeout_s(wish.kind, policy or Policy()),
         queue_timeout_s=wish.queue_timeout_s,
         max_price_uusd_per_gpu_hour=wish.max_price_uusd_per_gpu_hour,
         max_total_uusd=wish.max_total_uusd,
         estimate_s=wish.estimate_s,
+        estimate_limit=wish.estimate_limit,
+        idle_timeout_s=wish.idle_timeout_s,
+        min_utilisation_percent=percent,
+        min_utilisation_window_s=window_s,
+        gpu_memory_limit_mib=wish.gpu_memory_limit_mib,
         priority=wish.priority,
         retries=wish.retries,
         labels=wish.labels,

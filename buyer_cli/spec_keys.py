@@ -121,6 +121,18 @@ def _argument(text: str) -> str:
     return text
 
 
+def _utilisation(text: str) -> tuple[int, int]:
+    """`10%/30m`: percent, and seconds of the window."""
+    example = "10%/30m: at least 10 % in the mean of any 30 minutes"
+    percent, slash, window = text.strip().partition("/")
+    if not slash or not percent.strip().endswith("%"):
+        raise BadValue("it needs a percentage and a time", example)
+    try:
+        return quantities.whole(percent.strip().removesuffix("%").strip(), 1, 100), quantities.duration_s(window)
+    except BadValue as error:
+        raise BadValue(error.why, example) from None
+
+
 _PRICE_MAX = 10**12
 _TOTAL_MAX = 10**15
 
@@ -153,6 +165,12 @@ KEYS: tuple[Key, ...] = (
     Key("timeout", quantities.duration_s, "TIME", "Stop the run after this time. Default 1h; a notebook 2h, a container 3h."),
     Key("queue-timeout", quantities.duration_s, "TIME", "Give up when no node was found in this time. Default: wait."),
     Key("estimate", quantities.duration_s, "TIME", "How long the run is thought to take."),
+    Key("estimate-limit", _whole(1, 100), "N", "Stop the run at N times its estimate."),
+    Key(
+        "idle-timeout", quantities.duration_s, "TIME", "Stop a run that does nothing for so long: no CPU, no GPU, no output; nobody there."
+    ),
+    Key("min-utilisation", _utilisation, "PERCENT/TIME", "Stop a run that uses its cards less, in the mean of that time: 10%/30m."),
+    Key("gpu-memory-limit", quantities.size_mib, "SIZE", "Stop a run that uses more of a card's memory."),
     Key("priority", quantities.priority, "LEVEL", "low, normal, high, critical, or 0-100. Default normal."),
     Key("retries", _whole(0, 20), "N", "New attempts after a fault that is not the job's own. Default 3, for a session 0."),
     Key("target", quantities.target, "NODE[::CARDS]", "Run on this node, on these cards; several: a job for each.", Shape.MANY, "-t"),
@@ -181,5 +199,5 @@ KEYS: tuple[Key, ...] = (
     Key("allow-simulated", quantities.yes_or_no, "", "Simulated cards will do.", Shape.SWITCH),
 )
 BY_NAME: dict[str, Key] = {key.name: key for key in KEYS}
-LATER = frozenset({"nodes", "org", "estimate-limit", "idle-timeout", "min-utilisation", "gpu-memory-limit"})
+LATER = frozenset({"nodes", "org"})
 """Names that the contract keeps for what this version cannot do: refused, never swallowed."""

@@ -42,13 +42,14 @@ class Submitted(NamedTuple):
     seq: int
 
 
-async def orders_for(api: Api, plans: list[Plan]) -> list[JobSubmitted]:
+async def orders_for(client: MarketClient, api: Api, plans: list[Plan]) -> list[JobSubmitted]:
     """The facts of these plans, without their files. Raises SpecError, Complaint for a target that does not exist."""
     group_id = ids.group_id(secrets.token_bytes(12)) if len(plans) > 1 else None
+    policy = (client.last_sync or await client.sync()).policy
     orders = []
     for plan in plans:
-        node_id = await _node_id(api, plan)
-        orders.append(submission(plan.wish, plan.argv, ids.job_id(secrets.token_bytes(12)), node_id=node_id, group_id=group_id))
+        node_id, job_id = await _node_id(api, plan), ids.job_id(secrets.token_bytes(12))
+        orders.append(submission(plan.wish, plan.argv, job_id, node_id=node_id, group_id=group_id, policy=policy))
     return orders
 
 
@@ -73,7 +74,7 @@ async def submit(
 ) -> list[Submitted]:
     """Quote, ask, ship, publish; the jobs that were taken. `sending` hears of each id before it may be known to anybody.
     Raises Refused, Complaint, MarketUnreachable."""
-    orders = await orders_for(api, plans)
+    orders = await orders_for(client, api, plans)
     wanted = [await agreed(client, terminal, order, manner) for order in orders]
     stored: dict[int, tuple[BlobRef, int]] = {}
     done = []

@@ -33,7 +33,7 @@ def quote(caller: Caller, ctx: click.Context, script: str | None, flags: dict[st
 
     async def ask() -> list[tuple[JobSubmitted, QuoteAnswer]]:
         async with opened(caller) as client:
-            return [(order, await quoted(client, order)) for order in await orders_for(Api(caller.settings), made)]
+            return [(order, await quoted(client, order)) for order in await orders_for(client, Api(caller.settings), made)]
 
     answers = run_async(ask())
     if caller.as_json:

@@ -7,8 +7,9 @@ import pytest
 from buyer_cli.spec import Layer, SpecError, Wish, default_name, file_layer, flag_layer, merge, script_argv, submission, wishes
 from buyer_cli.spec_keys import KEYS, LATER
 from events import codec
+from events.market import Policy
 from events.quantities import Target
-from events.values import BlobRef, Isolation, Network, Tier
+from events.values import BlobRef, Isolation, JobKind, Network, Tier
 
 JOB = "j" + "a" * 19
 
@@ -24,9 +25,9 @@ def refusal(values: dict[str, object]) -> SpecError:
     return caught.value
 
 
-def test_a_job_of_which_nothing_is_said_asks_for_one_card_and_an_hour() -> None:
+def test_a_job_of_which_nothing_is_said_asks_for_one_card_and_the_markets_time() -> None:
     wish = wish_of({"command": ("nvidia-smi",)})
-    assert (1, 3600, 50, 3, None) == (
+    assert (1, None, 50, 3, None) == (
         wish.requirements.num_gpus,
         wish.timeout_s,
         wish.priority,
@@ -34,6 +35,40 @@ def test_a_job_of_which_nothing_is_said_asks_for_one_card_and_an_hour() -> None:
         wish.max_price_uusd_per_gpu_hour,
     )
     assert "nvidia-smi" == wish.name
+    assert 3600 == submission(wish, ("nvidia-smi",), JOB).timeout_s
+
+
+@pytest.mark.parametrize(
+    ("kind", "usual_s", "changed_s"), [(JobKind.BATCH, 3600, 61), (JobKind.NOTEBOOK, 7200, 62), (JobKind.CONTAINER, 10800, 63)]
+)
+def test_the_market_says_how_long_a_job_of_each_kind_may_run(kind: JobKind, usual_s: int, changed_s: int) -> None:
+    policy = Policy(timeout_batch_s=61, timeout_notebook_s=62, timeout_container_s=63)
+    (wish,) = wishes({"image": "a:1"}, kind)
+    assert (usual_s, changed_s) == (submission(wish, ("a",), JOB).timeout_s, submission(wish, ("a",), JOB, policy=policy).timeout_s)
+    (named,) = wishes({"image": "a:1", "timeout": 5}, kind)
+    assert 5 == submission(named, ("a",), JOB, policy=policy).timeout_s
+
+
+def test_the_limits_of_use_reach_the_fact() -> None:
+    flags = {"estimate": "10m", "estimate-limit": "2", "idle-timeout": "30m", "min-utilisation": "10% / 30m", "gpu-memory-limit": "20GB"}
+    event = submission(wish_of(flag_layer(flags)), ("python", "a.py"), JOB)
+    assert (600, 2, 1800, 10, 1800, 19074) == (
+        event.estimate_s,
+        event.estimate_limit,
+        event.idle_timeout_s,
+        event.min_utilisation_percent,
+        event.min_utilisation_window_s,
+        event.gpu_memory_limit_mib,
+    )
+
+
+def test_a_multiple_of_an_estimate_needs_the_estimate() -> None:
+    assert "none is given" in refusal({"command": "a", "estimate-limit": 2}).why
+
+
+@pytest.mark.parametrize("text", ["10", "10%", "10/30m", "0%/30m", "101%/30m", "x%/30m", "10%/", "10%/soon"])
+def test_a_utilisation_is_a_percentage_in_a_time(text: str) -> None:
+    assert "10%/30m" in refusal({"command": "a", "min-utilisation": text}).hint
 
 
 def test_every_flag_reaches_the_fact() -> None:
