@@ -161,10 +161,20 @@ def _node_name(given: str | None) -> str:
 @name_option
 @click.option(
     "--runner",
-    type=click.Choice(["docker", "process"]),
-    help="How jobs run; by default Docker where it answers, processes for simulated cards.",
+    type=click.Choice(["docker", "process", "ssh"]),
+    help="How jobs run; by default Docker where it answers, processes for simulated cards. ssh: on the machines of --hosts.",
 )
+@click.option("--hosts", metavar="FILE", help="With --runner ssh: the machines to offer, one node each (docs/ssh-nodes.md).")
 @click.option("--default-image", metavar="IMAGE", help="For jobs that name no image, with the Docker runner.")
+@click.option("--images-allow", multiple=True, metavar="PATTERN", help="Let only such images run, as 'pytorch/*'; repeat.")
+@click.option(
+    "--registry-auth", metavar="FILE", help="Logins for pulling images, as Docker's config.json has them (0600)."
+)
+@click.option(
+    "--keep-free", default="10GB", metavar="SIZE", help="With less room, images pulled for jobs are deleted. Default 10GB."
+)
+@click.option("--egress", is_flag=True, help="Let jobs reach the internet, and nothing else; as root, and only while that is proved.")
+@click.option("--egress-check", multiple=True, metavar="IP:PORT", help="What they must reach for that; repeat, one is enough.")
 @docker_host_option
 @simulate_option
 @click.option("--labels", multiple=True, metavar="K=V", help="Labels that jobs may ask for; repeat.")
@@ -179,6 +189,7 @@ def run(**given: Any) -> None:
     from events.log_setup import configure
     from events.values import Accept
     from seller_agent import starting
+    from seller_agent.containers import ContainerTerms, parse_image, parse_patterns, parse_places, parse_room
     from seller_agent.offers import Terms, parse_indices, parse_labels, parse_price
 
     terms = Terms(
@@ -194,8 +205,15 @@ def run(**given: Any) -> None:
         runner=given["runner"],
         simulate=given["simulate"],
         delegation=given["delegation"],
-        default_image=given["default_image"],
-        docker_host=given["docker_host"],
+        containers=ContainerTerms(
+            docker_host=given["docker_host"],
+            default_image=parse_image(given["default_image"]),
+            images_allow=parse_patterns(given["images_allow"]),
+            registry_auth=given["registry_auth"],
+            keep_free_mib=parse_room(given["keep_free"]),
+            egress=given["egress"],
+            egress_check=parse_places(given["egress_check"]),
+        ),
         resume=given["resume"],
     )
     settings = _settings(given["market"], given["wallet"])

@@ -56,7 +56,6 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     """Indices of the cards to offer; `None`: all."""
     labels: Labels = {}
     org_id: str | None = None
-    egress: bool = False
 
 
 def parse_price(text: str) -> int:
@@ -151,6 +150,9 @@ def make_offer(
     machine: Mapping[str, int],
     own_wallets: Iterable[str] = (),
     default_image: str | None = None,
+    images_allow: tuple[str, ...] = (),
+    images_warm: tuple[str, ...] = (),
+    egress: bool = False,
     version: str = "",
 ) -> NodeOffered:
     """The offer. `machine` has `cores` and `memory_mib`; `own_wallets` are those of this home, taken besides the owner's with `own`."""
@@ -164,7 +166,9 @@ def make_offer(
         memory_mib=machine["memory_mib"],
         price_uusd_per_gpu_hour=terms.price_uusd_per_gpu_hour,
         isolation=isolation,
-        egress=terms.egress,
+        egress=egress,
+        images_allow=images_allow,
+        images_warm=images_warm,
         accept=accept,
         accept_wallets=tuple(others),
         min_gpus=terms.min_gpus,

@@ -29,7 +29,7 @@ from seller_agent.beats import NodeIdentity
 from seller_agent.containers import ContainerTerms, docker_runner, has_egress, warm_images
 from seller_agent.gpus import Inventory
 from seller_agent.machine import CardWatch, agent_boot, boot_id, offered_card, real_cards, simulated_cards, size
-from seller_agent.offers import NO_ISOLATION, SIMULATED, TAKES_ANYONE, Terms, accepted, cards_offered, in_words, make_offer
+from seller_agent.offers import NO_ISOLATION, SIMULATED, TAKES_ANYONE, OfferError, Terms, accepted, cards_offered, in_words, make_offer
 from seller_agent.owned_nodes import Started, read_started, write_started
 from seller_agent.runners.docker_host import socket_of
 from seller_agent.runners.process_runner import ProcessRunner
@@ -108,6 +108,8 @@ async def choose_runner(asked: str | None, terms: ContainerTerms, folder: Path, 
             if asked == "docker":
                 raise BazaarError("Docker does not answer.", why=str(error), hint="Start it, or use --runner process.") from None
             say(NO_ISOLATION)
+    if terms.egress:
+        raise OfferError("--egress needs the Docker runner.", why="A plain process has this machine's own network.", hint="Leave it away.")
     return ProcessRunner(private_folder(folder / "runs"), idle_s=SUPERVISOR_IDLE_S), Isolation.PROCESS
 
 
@@ -173,7 +175,7 @@ async def run(settings: Settings, options: Options, say: Say) -> None:
         watched = tuple(card for card in inventory.cards if card.uuid in {offered.uuid for offered in cards})
         watch = CardWatch(watched)
         before, asked_uusd = read_started(place.folder), options.terms.price_uusd_per_gpu_hour
-        offer = offer_maker(settings, options, place, cards, isolation, watch=watch, machine=size())
+        offer = offer_maker(settings, options, place, cards, isolation, watch=watch, machine=size(), runner=runner)
         agent = Agent(
             NodeIdentity(place.node_id, agent_boot(place.folder), boot_id(), version()),
             place.folder,
