@@ -132,23 +132,25 @@ class Output:
 
     async def _fetch(self, channel: Channel) -> bool:
         """Until the channel ends; whether anything came. Raises Broken, OSError, DecodeError."""
-        waiting, frame, came = b"", None, False
+        waiting, came = b"", False
         while data := await channel.read(READ_BYTES):
             came = True
-            waiting += data
-            while True:
-                if frame is None:
-                    line, newline, rest = waiting.partition(b"\n")
-                    if not newline and len(waiting) > LINE_MAX_BYTES:
-                        raise Broken("a line that does not end came")
-                    if not newline:
-                        break
-                    frame, waiting = self._decoder.decode(line), rest
-                if len(waiting) < frame.size:
-                    break
-                self._take(frame, waiting[: frame.size])
-                frame, waiting = None, waiting[frame.size :]
+            waiting = self._take_all(waiting + data)
         return came
+
+    def _take_all(self, data: bytes) -> bytes:
+        """Every whole frame; what is left of the last."""
+        while True:
+            line, newline, rest = data.partition(b"\n")
+            if not newline:
+                if len(data) > LINE_MAX_BYTES:
+                    raise Broken("a line that does not end came")
+                return data
+            frame = self._decoder.decode(line)
+            if len(rest) < frame.size:
+                return data
+            self._take(frame, rest[: frame.size])
+            data = rest[frame.size :]
 
     def _take(self, frame: Frame, data: bytes) -> None:
         if frame.name not in self._followed or frame.channel not in (0, 1):
@@ -156,8 +158,8 @@ class Output:
         folder = self._local / frame.name / "log"
         path = folder / FILES[frame.channel]
         if frame.last is not None:
-            for file, size in zip(FILES, frame.last, strict=True):
-                _end_at(folder / file, size)
+            for name, size in zip(FILES, frame.last, strict=True):
+                _end_at(folder / name, size)
             done = self._followed.pop(frame.name)
             self._told.discard(frame.name)
             if done is not None:

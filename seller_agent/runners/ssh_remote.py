@@ -18,6 +18,7 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from seller_agent.runners import proc
@@ -270,8 +271,8 @@ def make(_: str, *folders: str) -> int:
 def delete(_: str, *folders: str) -> int:
     """Take folders away; a job may have taken the rights to its own, which are given back first. Links are not followed."""
     for folder in folders:
-        for parent, names, _ in os.walk(folder):
-            for path in (os.path.join(parent, name) for name in names):
+        for parent, inside, _files in os.walk(folder):
+            for path in (os.path.join(parent, name) for name in inside):
                 if not os.path.islink(path):
                     with contextlib.suppress(OSError):
                         os.chmod(path, 0o700)
@@ -292,7 +293,23 @@ def names(_: str, *folders: str) -> int:
     return 0
 
 
-ACTS = {"link": link, "follow": follow, "reach": reach, "shell": shell, "make": make, "delete": delete, "names": names}
+ACTS: dict[str, Callable[..., int]] = {
+    "link": link,
+    "follow": follow,
+    "reach": reach,
+    "shell": shell,
+    "make": make,
+    "delete": delete,
+    "names": names,
+}
+    "link": link,
+    "follow": follow,
+    "reach": reach,
+    "shell": shell,
+    "make": make,
+    "delete": delete,
+    "names": names,
+}
 
 
 def main(code: str, act: str, *words: str) -> int:
