@@ -302,14 +302,6 @@ ACTS: dict[str, Callable[..., int]] = {
     "delete": delete,
     "names": names,
 }
-    "link": link,
-    "follow": follow,
-    "reach": reach,
-    "shell": shell,
-    "make": make,
-    "delete": delete,
-    "names": names,
-}
 
 
 def main(code: str, act: str, *words: str) -> int:
