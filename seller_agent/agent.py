@@ -28,7 +28,7 @@ from seller_agent.decisions import Node
 from seller_agent.hands import Hands, boot_ms
 from seller_agent.journal import Journal, Leases
 from seller_agent.machine import CardWatch, run_card
-from seller_agent.reconcile import catch_up, restore
+from seller_agent.reconcile import attempt_of_match, catch_up, restore
 from seller_agent.runners.runner import Runner, RunnerError, RunStatus
 from seller_agent.steering import Steering
 
@@ -92,6 +92,8 @@ class Agent:
         self._leaving = asyncio.Event()
         self._abandoning = asyncio.Event()
         self._failure: BaseException | None = None
+        self.ticked_ms = boot_ms()
+        """When the agent last looked at everything: one that does not is hung."""
         self.ready = asyncio.Event()
         """Set once the offer stands in the ledger."""
 
@@ -272,18 +274,7 @@ class Agent:
         assert self._hands is not None and received.order is not None
         if received.seq in self._hands.attempts:
             return
-        self._hands.take(
-            Attempt(
-                job_id=event.job_id,
-                attempt=event.attempt,
-                epoch=received.seq,
-                order=received.order,
-                buyer=received.buyer,
-                cards=event.cards,
-                price_uusd_per_gpu_hour=event.price_uusd_per_gpu_hour,
-                timeout_s=received.order.timeout_s,
-            )
-        )
+        self._hands.take(attempt_of_match(event, received.seq, received.order, received.buyer))
 
     def _hear_of_job(self, event: Event, sender: str) -> None:
         assert self._hands is not None
@@ -379,6 +370,7 @@ class Agent:
         assert self._hands is not None and self._client is not None
         while True:
             await asyncio.sleep(TICK_S)
+            self.ticked_ms = boot_ms()
             self._obey()
             self._node.sick = self._watch.sick()
             self._hands.advance_all()

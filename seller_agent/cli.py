@@ -35,6 +35,8 @@ ELSEWHERE: dict[str, tuple[str, str, str]] = {
     "drain": ("orders", "drain", "Take no new jobs; what runs may finish."),
     "resume": ("orders", "resume", "Take new jobs again after a drain."),
     "maintenance": ("orders", "maintenance", "Plan a time in which the machine is away."),
+    "reap": ("reaping", "reap", "End what is past its lease or deadline here; for a timer."),
+    "install-service": ("service", "install_service", "Run the agent as a systemd service."),
     "withdraw": ("orders", "withdraw", "Take the node off the market; what runs goes on."),
 }
 """Name -> module in seller_agent/commands, function in it, help line. Loaded when it runs."""
@@ -185,7 +187,11 @@ def _node_name(given: str | None) -> str:
 @click.option("--log-level", default="info", type=click.Choice(["debug", "info", "warning", "error"]))
 @click.option("--log-json", is_flag=True, help="Log lines as JSON.")
 def run(**given: Any) -> None:
-    """Offer this machine and run jobs until Ctrl-C."""
+    """Offer this machine, or the hosts of a file, and run jobs until Ctrl-C."""
+    if (given["runner"] == "ssh") != (given["hosts"] is not None):
+        raise click.UsageError("--runner ssh and --hosts FILE go together.")
+    if given["hosts"] is not None and given["name"] is not None:
+        raise click.UsageError("--name names one node; the nodes of --hosts have their names there.")
     from events.log_setup import configure
     from events.values import Accept
     from seller_agent import starting
@@ -218,6 +224,11 @@ def run(**given: Any) -> None:
     )
     settings = _settings(given["market"], given["wallet"])
     configure(settings.home, f"seller-{terms.name}", level=given["log_level"], as_json=given["log_json"])
+    if given["runner"] == "ssh":
+        from seller_agent.ssh_nodes import run_hosts
+
+        _await(lambda: run_hosts(settings, options, given["hosts"], _say))
+        return
     _await(lambda: starting.run(settings, options, _say))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from events.jobs import JobSubmitted
+from events.jobs import JobMatched, JobSubmitted
 from events.reasons import Reason
 from events.values import Program
 from events.wire import SyncJob
@@ -43,6 +43,20 @@ def attempt_of(job: SyncJob) -> Attempt:
         output_token=job.output_token,
         closing=job.closing,
         answered=job.state != "matched",
+    )
+
+
+def attempt_of_match(event: JobMatched, epoch: int, order: JobSubmitted, buyer: str) -> Attempt:
+    """The attempt that a match begins; its epoch is the match's place in the ledger."""
+    return Attempt(
+        job_id=event.job_id,
+        attempt=event.attempt,
+        epoch=epoch,
+        order=order,
+        buyer=buyer,
+        cards=event.cards,
+        price_uusd_per_gpu_hour=event.price_uusd_per_gpu_hour,
+        timeout_s=order.timeout_s,
     )
 
 

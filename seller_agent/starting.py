@@ -28,7 +28,9 @@ from seller_agent.agent import Agent
 from seller_agent.beats import NodeIdentity
 from seller_agent.containers import ContainerTerms, docker_runner, has_egress, warm_images
 from seller_agent.gpus import Inventory
+from seller_agent.hands import boot_ms
 from seller_agent.machine import CardWatch, agent_boot, boot_id, offered_card, real_cards, simulated_cards, size
+from seller_agent.notifying import feed_watchdog, notify
 from seller_agent.offers import NO_ISOLATION, SIMULATED, TAKES_ANYONE, OfferError, Terms, accepted, cards_offered, in_words, make_offer
 from seller_agent.owned_nodes import Started, read_started, write_started
 from seller_agent.runners.docker_host import socket_of
@@ -41,6 +43,8 @@ DOCKER_ANSWER_S = 5.0
 SUPERVISOR_IDLE_S = 0.25
 """So long after the agent, and the last run, the guard of plain processes stays: nothing is left where nothing runs."""
 MARKET_WAIT_S = 20.0
+HUNG_MS = 30_000
+"""An agent that has looked at nothing for so long is not reported as alive."""
 
 Say = Callable[[str], None]
 
@@ -276,21 +280,29 @@ async def work(
     )
     try:
         for number in signals:
-            loop.add_signal_handler(number, agent.leave)
+            loop.add_signal_handler(number, _leave, agent)
         announcing = asyncio.create_task(_when_ready(agent, announced))
+        feeding = asyncio.create_task(feed_watchdog(lambda: boot_ms() - agent.ticked_ms < HUNG_MS))
         try:
             await agent.run(client)
         finally:
             announcing.cancel()
+            feeding.cancel()
             for number in signals:
                 loop.remove_signal_handler(number)
     finally:
         await client.close()
 
 
+def _leave(agent: Agent) -> None:
+    notify("STOPPING=1")
+    agent.leave()
+
+
 async def _when_ready(agent: Agent, announced: Callable[[], None]) -> None:
     await agent.ready.wait()
     announced()
+    notify("READY=1\nSTATUS=The node is offered.")
 
 
 def announce(place: Place, started: Started, offer: NodeOffered, agent: Agent, say: Say) -> None:

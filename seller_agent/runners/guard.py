@@ -193,20 +193,25 @@ class Guard:
             os.kill(watch.pid, signal.SIGKILL)
             self.log(f"{watch.container}: killed pid {watch.pid}, Docker does not answer")
 
-    def stop_strays(self) -> None:
-        """Kill containers of this home that nobody watches any more and whose latest possible end is past."""
+    def strays(self) -> list[tuple[str, str]]:
+        """Docker's socket and the name of each container of this home that nobody watches any more and whose latest possible end is
+        past. Raises OSError or HTTPException when Docker does not answer."""
         config = read_json(self.directory / CONFIG_NAME)
         if config is None:
-            return
+            return []
         filters = quoted(json.dumps({"label": [f"{HOME_LABEL}={config['home']}"], "status": ["running"]}))
         watched = {watch.container for _, watch in self.watches()}
+        _, containers = ask(config["socket"], "GET", f"/containers/json?filters={filters}")
+        late = [found for found in containers or [] if int(found["Labels"].get(DEADLINE_LABEL, "0")) < unix_ms()]
+        names = [found["Names"][0].lstrip("/") for found in late]
+        return [(config["socket"], name) for name in names if name not in watched]
+
+    def stop_strays(self) -> None:
+        """Kill them."""
         with contextlib.suppress(OSError, http.client.HTTPException):
-            _, containers = ask(config["socket"], "GET", f"/containers/json?filters={filters}")
-            for container in containers or []:
-                name = container["Names"][0].lstrip("/")
-                if name not in watched and int(container["Labels"].get(DEADLINE_LABEL, "0")) < unix_ms():
-                    self.log(f"{name}: KILL, unwatched and past its deadline")
-                    send_signal(config["socket"], name, "KILL")
+            for socket_path, name in self.strays():
+                self.log(f"{name}: KILL, unwatched and past its deadline")
+                send_signal(socket_path, name, "KILL")
 
     def log(self, line: str) -> None:
         """One line into the guard's own small log; a full disk must not stop the guard."""
