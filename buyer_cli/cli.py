@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "logs": ("following", "logs", "What a job wrote."),
     "results": ("following", "results", "Fetch the files that a job left, and verify them."),
     "cancel": ("following", "cancel", "Cancel jobs."),
+    "extend": ("extending", "extend", "Give a job more run time."),
     "nodes": ("looking", "nodes", "The machines of the market."),
     "node": ("looking", "node", "One machine."),
     "offers": ("looking", "offers", "Cards on offer, filtered."),

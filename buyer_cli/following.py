@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from buyer_cli import render, render_quote
+from buyer_cli import render, render_quote, render_usage
 from buyer_cli.api_reads import Api
 from buyer_cli.complaint import Complaint
 from buyer_cli.job_news import news
@@ -156,8 +156,13 @@ class Follower:
         if now.state == "queued" and self._order is not None:
             text = await self._reason_of_wait(self._order)
         elif now.state in ("claimed", "starting"):
-            text = await self._phase()
-        news = text.partition(", free in")[0]  # a countdown is no news
+            text = await self._from_api("phase")
+        elif now.state == "running":
+            text = (await self._from_api("warning")).replace("JOB", self.job_id)
+            text = f"warning: {text}" if text else ""
+        news = render_usage.warning_kind(text) if now.state == "running" else text.partition(", free in")[0]  # a countdown is no news
+        if not text and now.state == "running":
+            self._told.pop(now.state, None)  # what is taken back may come again
         if text and self._told.get(now.state) != news:
             self._told[now.state] = news
             self._note(text)
@@ -170,12 +175,12 @@ class Follower:
             return ""
         return f"waiting: {render_quote.waiting_sentence(answer)}"
 
-    async def _phase(self) -> str:
+    async def _from_api(self, name: str) -> str:
         try:
             job = await asyncio.to_thread(self._wants.api.get, f"/v1/jobs/{self.job_id}")
         except (BazaarError, Complaint):
             return ""
-        return render.text(job["phase"]) if job.get("phase") else ""
+        return render.text(job[name]) if job.get(name) else ""
 
     # --- output ---
 

@@ -80,9 +80,9 @@ def text(value: object) -> str:
 
 
 def state(job: Json) -> str:
-    """The state with what is going on beside it: `claimed (pulling 43%)`."""
-    phase = job.get("phase")
-    return text(job.get("state")) + (f" ({text(phase)})" if phase else "")
+    """The state with what is going on beside it: `claimed (pulling 43%)`, `running (stops in 4 min)`."""
+    beside = job.get("phase") or str(job.get("warning") or "").partition(":")[0]
+    return text(job.get("state")) + (f" ({text(beside)})" if beside else "")
 
 
 def cards(job: Json) -> str:
@@ -233,6 +233,8 @@ JOB_KEYS = (
     "timeout_s",
     "estimate_s",
     "charged_uusd",
+    "warning",
+    "usage",
 )
 """Of a job as JSON, in the API and here alike."""
 

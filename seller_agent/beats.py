@@ -57,6 +57,7 @@ class Beats:
         self._market = market
         self._journal = journal
         self._wake = asyncio.Event()
+        hands.watcher.on_warning = self.soon
         self._sent: dict[int, int] = {}
         self.on_answer: Callable[[BeatAnswer], Awaitable[None]] | None = None
         self._cards = cards

@@ -26,6 +26,8 @@ from seller_agent.watching import Limits, Sample, Watch
 log = structlog.get_logger("seller.watcher")
 
 PERIOD_S = 5.0
+PERIOD_MIN_S = 0.5
+"""A run with short limits is looked at more often, or its warning would come with its end."""
 KEEP_EVERY = 12
 """Looks between two entries of the usage in the journal: what a crash of the agent forgets is a minute of it."""
 RETRY_S = 2.0
@@ -108,6 +110,8 @@ class Watcher:
         self._output_bytes = output_bytes
         self._spawn = spawn
         self._seen: dict[int, _Seen] = {}
+        self.on_warning: Callable[[], None] = lambda: None
+        """A run is warned now that was not before."""
         self._extending = asyncio.Lock()
 
     def watch(self, attempt: Attempt) -> None:
@@ -122,7 +126,7 @@ class Watcher:
     async def run(self, cards: Readings) -> None:
         """Look for ever."""
         while True:
-            await asyncio.sleep(PERIOD_S)
+            await asyncio.sleep(self._period_s())
             running = [attempt for attempt in self._around.attempts.values() if attempt.run is Run.RUNNING]
             known = {attempt.epoch for attempt in running}
             self._seen = {epoch: seen for epoch, seen in self._seen.items() if epoch in known}
@@ -137,6 +141,15 @@ class Watcher:
                     simulated |= doing
                     self._look_at(attempt, seen, use, readings | doing)
             cards.show_simulated(simulated)
+
+    def _period_s(self) -> float:
+        """Four looks at the least between the warning of a limit and its end."""
+        notices_ms = [watching.shortest_notice_ms(limits_of(self._around.attempts[epoch])) for epoch in self._seen if self._is_there(epoch)]
+        return max(PERIOD_MIN_S, min([PERIOD_S, *(notice_ms / 4000 for notice_ms in notices_ms)]))
+
+    def _is_there(self, epoch: int) -> bool:
+        attempt = self._around.attempts.get(epoch)
+        return attempt is not None and attempt.run is Run.RUNNING
 
     def extend(self, attempt: Attempt) -> None:
         """Tell the runner how long the run may take now."""
@@ -173,6 +186,8 @@ class Watcher:
         )
         verdict = watching.observe(seen.watch, limits_of(attempt), sample)
         attempt.usage = seen.watch.usage
+        if verdict.warning and not seen.look.warning:
+            self.on_warning()
         known = [percent for percent in sample.gpu_percent if percent >= 0]
         seen.look = Look(
             gpu_percent=sum(known) // len(known) if known else -1,

@@ -127,6 +127,12 @@ def time_notice_ms(limit_s: int) -> int:
     return min(NOTICE_MS, limit_s * 100)
 
 
+def shortest_notice_ms(limits: Limits) -> int:
+    """The shortest warning that any of these limits gives."""
+    spans = [notice_ms(limit_s) for limit_s in (limits.idle_s, limits.window_s) if limit_s is not None]
+    return min([time_notice_ms(limits.time_s), MEMORY_NOTICE_MS, *spans])
+
+
 def span(milliseconds: int) -> str:
     """A time that is left, in the largest unit that says enough: `4 min`, `30 s`."""
     seconds = max(0, milliseconds) // 1000

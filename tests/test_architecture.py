@@ -57,6 +57,7 @@ CORE = (
     "seller_agent/watching.py",
     "seller_agent/hints.py",
     "buyer_cli/render.py",
+    "buyer_cli/render_usage.py",
     "buyer_cli/printable.py",
     "events/quantities.py",
     "buyer_cli/spec.py",

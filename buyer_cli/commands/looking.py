@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from buyer_cli import render, render_nodes
+from buyer_cli import render, render_nodes, render_usage
 from buyer_cli.api_reads import Api
 from buyer_cli.caller import Caller, command_flags
 from buyer_cli.complaint import USAGE, Complaint
@@ -61,7 +61,7 @@ def show(caller: Caller, job: str) -> None:
     if caller.as_json:
         caller.terminal.emit(found)
     else:
-        caller.terminal.lines(render.job_lines(found, now_ms()))
+        caller.terminal.lines(render.job_lines(found, now_ms()) + render_usage.usage_lines(found))
 
 
 @click.command()

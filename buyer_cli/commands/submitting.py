@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from buyer_cli import ending, render
+from buyer_cli import ending, render, render_usage
 from buyer_cli.api_reads import Api
 from buyer_cli.caller import Caller, command_flags
 from buyer_cli.complaint import INTERRUPTED
@@ -119,6 +119,7 @@ def _interview(caller: Caller, flags: dict[str, object]) -> tuple[Asked, dict[st
 
 def detached(caller: Caller, made: list[Plan], manner: Manner) -> int:
     """Submit, print the ids, and leave."""
+
     async def go() -> None:
         api = Api(caller.settings)
         async with opened(caller) as client:
@@ -196,6 +197,8 @@ class _Journey:
             terminal.emit(job)
         else:
             terminal.note(f"{job_id} {render.ended_sentence(job)}")
+            for sentence in render_usage.waste(job):
+                terminal.note(f"{job_id} {sentence}")
         return ending.exit_code_of(ended.state, ended.exit_code, self._propagate_exit)
 
     def say_how_to_look(self) -> None:

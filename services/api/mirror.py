@@ -154,7 +154,7 @@ class Mirror:
         """The JSON of a job that has not ended, now."""
         lease = None if job.run is None else self.telemetry.lease(job.run.epoch)
         position = self.standing.queue.position(job.submitted.job_id)
-        return job_view(job, self.market, lease_phase=None if lease is None else lease.phase, queue_position=position)
+        return job_view(job, self.market, lease=lease, queue_position=position)
 
     def finished(self, job_id: str) -> FinishedJob | None:
         """A job that has ended lately or is not on disk yet."""

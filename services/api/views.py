@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import msgspec
 
-from events.values import Isolation
+from events.values import Isolation, RunUsage
+from events.wire import BeatLease
 from projections.job_states import HELD, QUEUED, TERMINAL
 from projections.jobs import Job, Run
 from projections.market import Market
 from projections.nodes import Node, NodeState, free_cards
+from projections.run_limits import time_limit
 from services.api.telemetry import Telemetry
 
 OUTPUT_KEPT_MS = 30 * 86_400_000
@@ -24,6 +26,17 @@ class GpuView(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     uuid: str
     model: str | None
     vram_mib: int | None
+
+
+class UsingView(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What a run does at present, by the last heartbeat of its node."""
+
+    ran_ms: int
+    gpu_percent: int | None
+    """In the mean of its cards."""
+    memory_mib: int
+    gpu_memory_mib: int | None
+    """Of the card with the most."""
 
 
 class JobView(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -68,12 +81,23 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     results_sha256: str | None
     kept_until_ms: int | None
     closing: bool
+    cores: int
+    memory_mib: int
+    """Asked for; 0: nothing was said, likewise of `cores`."""
+    limit_s: int
+    """How long the run may take: the timeout, or what its estimate or its budget allows."""
+    warning: str | None
+    """What will end the run soon, as its node says."""
+    using: UsingView | None
+    usage: RunUsage | None
+    """What the last attempt used, in the order of `usage_gpus`."""
+    usage_gpus: list[str]
     submitted_seq: int
     updated_seq: int
 
 
-def job_view(job: Job, market: Market, *, lease_phase: str | None = None, queue_position: int | None = None) -> JobView:
-    """The JSON of a job. `lease_phase`: what its node says is going on."""
+def job_view(job: Job, market: Market, *, lease: BeatLease | None = None, queue_position: int | None = None) -> JobView:
+    """The JSON of a job. `lease`: what its node last said is going on."""
     asked, run, is_over = job.submitted, shown_run(job), job.state in TERMINAL
     node = None if run is None else market.nodes.get(run.node_id)
     has_reported = is_over and run is not None and run.ended_ms > 0
@@ -82,7 +106,7 @@ def job_view(job: Job, market: Market, *, lease_phase: str | None = None, queue_
         state=job.state.value,
         reason=None if job.reason is None else job.reason.value,
         detail=(None if job.run is None else job.run.detail) or None,
-        phase=(lease_phase or None) if job.state in HELD else None,
+        phase=lease.phase or None if lease is not None and job.state in HELD else None,
         kind=asked.kind.value,
         name=asked.name,
         buyer=job.buyer,
@@ -117,8 +141,21 @@ def job_view(job: Job, market: Market, *, lease_phase: str | None = None, queue_
         results_sha256=None if run is None or run.results is None else run.results.sha256,
         kept_until_ms=job.ended_ms + OUTPUT_KEPT_MS if has_reported else None,
         closing=job.closing,
+        cores=asked.requirements.cores,
+        memory_mib=asked.requirements.memory_mib,
+        limit_s=time_limit(asked, job.timeout_s, 0 if run is None else run.price_uusd_per_gpu_hour)[0],
+        warning=lease.warning or None if lease is not None and job.state in HELD else None,
+        using=_using(lease) if lease is not None and job.state in HELD else None,
+        usage=None if run is None else run.usage,
+        usage_gpus=[] if run is None or run.usage is None else list(run.cards),
         submitted_seq=job.submitted_seq,
         updated_seq=job.updated_seq,
+    )
+
+
+def _using(lease: BeatLease) -> UsingView:
+    return UsingView(
+        ran_ms=lease.ran_ms, gpu_percent=_known(lease.gpu_percent), memory_mib=lease.memory_mib, gpu_memory_mib=_known(lease.gpu_memory_mib)
     )
 
 
@@ -129,7 +166,7 @@ def shown_run(job: Job) -> Run | None:
 
 def without_secrets(view: JobView) -> JobView:
     """The same job for a stranger: that it is there and what it holds, not what it is called or what it says."""
-    return msgspec.structs.replace(view, name=None, labels={}, detail=None, buyer_alias=None)
+    return msgspec.structs.replace(view, name=None, labels={}, detail=None, buyer_alias=None, warning=None, using=None, usage=None)
 
 
 def _alias(market: Market, org_id: str | None, wallet: str) -> str | None:

@@ -37,7 +37,7 @@ from events.identity import MemberAdded, OrganisationCreated, ReadTokenIssued, R
 from events.jobs import GpusReleased, JobCancelRequested, JobClaimed, JobReprioritised, JobStarted, JobSucceeded
 from events.market import Policy, PolicyChanged
 from events.nodes import NodeDrained, NodeWithdrawn
-from events.values import Isolation, OrgRole
+from events.values import Isolation, OrgRole, RunUsage
 from events.wire import Beat, BeatCard, BeatLease, BeatView
 from projections.market import Market
 from services.api import access, paging, queries
@@ -117,7 +117,10 @@ def test_a_waiting_job_has_no_node_no_cards_and_no_price() -> None:
 
 def test_a_running_job_names_its_node_its_cards_and_the_locked_price() -> None:
     market = running().market
-    view = told(job_view(job_of(market), market, lease_phase="saving"))
+    said = BeatLease(job_id("job"), 1, 3, "saving", 1234, 50, 2000, 3000, "stops in 5 min: run timeout; bazaar extend JOB 1h")
+    view = told(job_view(job_of(market), market, lease=said))
+    assert said.warning == view["warning"]
+    assert {"ran_ms": 1234, "gpu_percent": 50, "memory_mib": 2000, "gpu_memory_mib": 3000} == view["using"]
     assert [{"index": 0, "uuid": card(0).uuid, "model": "NVIDIA GeForce RTX 4090", "vram_mib": 24_564}] == view["gpus"]
     assert ("running", NODE, "node", 400_000, "saving", "debian:12") == (
         view["state"],
@@ -140,7 +143,8 @@ def test_a_node_that_isolates_nothing_has_no_image() -> None:
 
 def test_an_ended_job_has_its_bill_and_says_until_when_its_output_is_kept() -> None:
     market = over(running())
-    view = told(job_view(job_of(market), market, lease_phase="saving"))
+    view = told(job_view(job_of(market), market, lease=BeatLease(job_id("job"), 1, 3, "saving", warning="stops in 5 min: idle")))
+    assert (None, None, None) == (view["warning"], view["using"], view["usage"])
     assert ("succeeded", "exited_zero", 0, 40_000, 3, None) == (
         view["state"],
         view["reason"],
@@ -150,6 +154,26 @@ def test_an_ended_job_has_its_bill_and_says_until_when_its_output_is_kept() -> N
         view["phase"],
     )
     assert view["kept_until_ms"] == view["ended_ms"] + 30 * 86_400_000
+
+
+def test_an_ended_job_tells_what_it_used_card_by_card() -> None:
+    history = running()
+    run = job_of(history.market).run
+    assert run is not None
+    usage = RunUsage(samples=9, cpu_ms=1000, mean_gpu_percent=(5,), max_gpu_percent=(50,), peak_gpu_memory_mib=(1000,))
+    history.happen(make(JobSucceeded, job_id=job_id("job"), attempt=1, epoch=run.epoch, ran_ms=2000, usage=usage))
+    job = job_of(history.market)
+    view = told(job_view(job, history.market))
+    assert {"samples": 9, "cpu_ms": 1000, "mean_gpu_percent": [5], "max_gpu_percent": [50], "peak_gpu_memory_mib": [1000]} == view["usage"]
+    assert [card(0).uuid] == view["usage_gpus"]
+    shown = told(without_secrets(job_view(job, history.market)))
+    assert (None, None, None) == (shown["usage"], shown["using"], shown["warning"])
+
+
+def test_a_job_says_how_long_it_may_run_by_its_tightest_limit() -> None:
+    market = given(job_submitted(estimate_s=10, estimate_limit=2))
+    view = told(job_view(job_of(market), market))
+    assert (3600, 20) == (view["timeout_s"], view["limit_s"])
 
 
 def test_a_job_cancelled_while_it_waited_costs_nothing_and_had_no_node() -> None:
