@@ -27,6 +27,7 @@ from services.api.job_endpoints import JOB_ENDPOINTS
 from services.api.live import EVENTS, Streams
 from services.api.market_endpoints import MARKET_ENDPOINTS
 from services.api.output_endpoints import OUTPUT_ENDPOINTS
+from services.api.overview import OVERVIEW_ENDPOINTS
 from services.api.past import Past
 from services.api.read_model import ReadModel
 from services.api.routes import make_app
@@ -41,7 +42,7 @@ GRACE_S = 2
 KEEP_ALIVE_S = 15
 BACKLOG = 512
 RETRY_S = 0.5
-ENDPOINTS = (*MARKET_ENDPOINTS, *JOB_ENDPOINTS, *OUTPUT_ENDPOINTS, WHY, EVENTS)
+ENDPOINTS = (*MARKET_ENDPOINTS, *JOB_ENDPOINTS, *OUTPUT_ENDPOINTS, *OVERVIEW_ENDPOINTS, WHY, EVENTS)
 
 
 class Api:

@@ -162,14 +162,19 @@ async def queue(asked: Asked) -> Reply:
     """What waits and what runs."""
     mirror, market = asked.mirror, asked.mirror.market
     waiting = [market.jobs[name] for name in islice(mirror.standing.queue.in_order(), QUEUE_MAX)]
-    running = sorted(_held(market), key=lambda job: job.submitted_seq)
+    running = held_jobs(market)
     view = QueueView(
-        queued=[_seen(asked, job) for job in waiting],
-        running=[_seen(asked, job) for job in running[:QUEUE_MAX]],
+        queued=[seen(asked, job) for job in waiting],
+        running=[seen(asked, job) for job in running[:QUEUE_MAX]],
         queued_total=len(mirror.standing.queue),
         running_total=len(running),
     )
     return Reply(asked.as_of_seq, view)
+
+
+def held_jobs(market: Market) -> list[Job]:
+    """Jobs that a node has, oldest first."""
+    return sorted(_held(market), key=lambda job: job.submitted_seq)
 
 
 def _held(market: Market) -> Iterator[Job]:
@@ -180,7 +185,8 @@ def _held(market: Market) -> Iterator[Job]:
             yield job
 
 
-def _seen(asked: Asked, job: Job) -> JobView:
+def seen(asked: Asked, job: Job) -> JobView:
+    """A job as this reader may see it."""
     view = asked.mirror.view_of(job)
     return view if asked.viewer.may_see_job(job) else without_secrets(view)
 

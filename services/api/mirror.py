@@ -22,6 +22,7 @@ from projections.job_states import TERMINAL
 from projections.jobs import Job
 from projections.market import FINISHED_KEPT, Market
 from projections.nodes import NodeState
+from services.api.candles import Candle, Candles, Key
 from services.api.event_feed import EventFeed, Owner
 from services.api.market_views import remembered
 from services.api.read_model import FinishedJob, Progress
@@ -41,6 +42,7 @@ class Batch(NamedTuple):
     jobs: list[FinishedJob]
     places: list[tuple[str, int]]
     progress: Progress
+    candles: list[tuple[Key, Candle]]
 
 
 class Mirror:
@@ -53,6 +55,7 @@ class Mirror:
         self.hour = remembered(follower.market.jobs)
         self.feed = EventFeed(follower.market.last_seq)
         self.offer_keys = OfferKeys()
+        self.candles = Candles()
         self.version = 0
         """Counts the changes of anything that an answer may be made of."""
         self._log_created = log_created
@@ -77,7 +80,7 @@ class Mirror:
             job_id: str | None = getattr(record.event, "job_id", None)
             if job_id is not None:
                 touched[job_id] = None
-            self._note(record, job_id)
+            self._note(record, job_id, is_on_disk=stored.position <= self._on_disk_pages)
         for job_id in touched:
             self._touch(job_id, page.first_seq)
             if stored.position > self._on_disk_pages:
@@ -85,11 +88,13 @@ class Mirror:
         self.version += 1
         self._wake()
 
-    def _note(self, record: Record, job_id: str | None) -> None:
+    def _note(self, record: Record, job_id: str | None, *, is_on_disk: bool) -> None:
         event, job = record.event, None if job_id is None else self.market.jobs.get(job_id)
         self.feed.add(record, None if job is None else owner_of(job))
         if isinstance(event, JobMatched) and job is not None:
             self.hour.matched(record.time_ms, record.time_ms - job.submitted_ms)
+            if not is_on_disk:
+                self.candles.matched(event, self.market, record.time_ms)
         elif isinstance(event, PolicyChanged):
             self.standing.reorder()
         elif isinstance(event, NodeWithdrawn | NodeLost):
@@ -180,7 +185,7 @@ class Mirror:
         if market.pages <= self._on_disk_pages:
             return None
         progress = Progress(self._log_created, market.pages, market.last_seq, market.page_hash)
-        return Batch(list(self._jobs.values()), list(self._places), progress)
+        return Batch(list(self._jobs.values()), list(self._places), progress, self.candles.leave(market.pages))
 
     def written(self, batch: Batch) -> None:
         """The batch is on disk."""
@@ -188,6 +193,7 @@ class Mirror:
             if self._jobs.get(row.job_id) is row:
                 del self._jobs[row.job_id]
         del self._places[: len(batch.places)]
+        self.candles.left()
         self._on_disk_pages = batch.progress.pages
 
 

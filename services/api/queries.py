@@ -162,6 +162,13 @@ QUOTES = (
     Parameter("job", _matching(r"j[a-z2-7]{19}", "a job's id"), "A queued job whose place is asked for as well.", _TEXT),
 )
 
+ONE_MODEL = Parameter("model", MODEL.read, "Only this model, as its node tells it.", _TEXT)
+PRICES = (
+    ONE_MODEL,
+    Parameter("since_ms", SINCE.read, "From then on; milliseconds since 1970. A day ago when not said.", _NUMBER),
+    Parameter("until_ms", UNTIL.read, "Before then. Now when not said.", _NUMBER),
+)
+
 DIGEST = Parameter("digest", quantities.yes_or_no, "Also the digest of the whole folded market.", _YES)
 FROM_SEQ = Parameter("from_seq", _whole(0, SEQ_MAX), "The first event to tell.", _NUMBER)
 EVENTS = (FROM_SEQ, *PAGE)

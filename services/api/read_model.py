@@ -17,8 +17,9 @@ import aiosqlite
 from events.errors import BazaarError
 from projections.job_states import TERMINAL
 from projections.snapshot import FOLD_VERSION
+from services.api.candles import Candle, Key
 
-VIEW_VERSION = 1
+VIEW_VERSION = 2
 """Raised whenever the JSON of a finished job, or a table, changes."""
 
 _SCHEMA = """
@@ -37,10 +38,15 @@ CREATE INDEX jobs_node ON jobs (node, submitted_seq);
 CREATE INDEX jobs_org ON jobs (org, submitted_seq);
 CREATE INDEX jobs_grp ON jobs (grp, submitted_seq);
 CREATE TABLE labels (label TEXT NOT NULL, submitted_seq INTEGER NOT NULL, PRIMARY KEY (label, submitted_seq)) WITHOUT ROWID;
+CREATE TABLE candles (
+    model TEXT NOT NULL, minute INTEGER NOT NULL, matches INTEGER NOT NULL, gpus INTEGER NOT NULL,
+    low INTEGER NOT NULL, high INTEGER NOT NULL, total INTEGER NOT NULL, PRIMARY KEY (model, minute)
+) WITHOUT ROWID;
+CREATE INDEX candles_minute ON candles (minute);
 CREATE TABLE places (job TEXT NOT NULL, page INTEGER NOT NULL, PRIMARY KEY (job, page)) WITHOUT ROWID;
 """
 TERMINAL_STATES = frozenset(state.value for state in TERMINAL)
-_TABLES = ("checkpoint", "jobs", "labels", "places")
+_TABLES = ("candles", "checkpoint", "jobs", "labels", "places")
 
 
 class ReadModelFailed(BazaarError):
@@ -160,9 +166,16 @@ class ReadModel:
         with _wrapped():
             await _make_anew(self._writer, set(_TABLES))
 
-    async def write(self, jobs: Iterable[FinishedJob], places: Iterable[tuple[str, int]], progress: Progress) -> None:
+    async def write(
+        self,
+        jobs: Iterable[FinishedJob],
+        places: Iterable[tuple[str, int]],
+        progress: Progress,
+        candles: Iterable[tuple[Key, Candle]] = (),
+    ) -> None:
         """Add rows and move the checkpoint, all or nothing. Raises ReadModelFailed."""
         kept = list(jobs)
+        minutes = [(*key, one.matches, one.gpus, one.low_uusd, one.high_uusd, one.total_uusd) for key, one in candles]
         labels = [(label, job.submitted_seq) for job in kept for label in job.labels]
         rows = [(*job[:9], job.body) for job in kept]
         writer = self._writer
@@ -172,6 +185,7 @@ class ReadModel:
                 await writer.executemany("INSERT OR REPLACE INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
                 await writer.executemany("INSERT OR IGNORE INTO labels VALUES (?, ?)", labels)
                 await writer.executemany("INSERT OR IGNORE INTO places VALUES (?, ?)", places)
+                await writer.executemany(_ADD_CANDLE, minutes)
                 await writer.execute(
                     "INSERT OR REPLACE INTO checkpoint (one, log_created, pages, last_seq, page_hash, fold_version, view_version)"
                     " VALUES (1, ?, ?, ?, ?, ?, ?)",
@@ -204,11 +218,26 @@ class ReadModel:
             rows = await self._fetch(self._reader, "SELECT page FROM places WHERE job = ? ORDER BY page", (job_id,))
         return [int(row[0]) for row in rows]
 
+    async def candles(self, model: str | None, since_minute: int, until_minute: int) -> tuple[list[tuple[Key, Candle]], int]:
+        """What was matched from the one minute on, before the other; and up to which page (0: there is nothing). Raises ReadModelFailed."""
+        told = "model, minute, matches, gpus, low, high, total, (SELECT pages FROM checkpoint)"
+        query = f"SELECT {told} FROM candles WHERE minute >= ? AND minute < ?"
+        values: tuple[Any, ...] = (since_minute, until_minute)
+        if model is not None:
+            query, values = f"{query} AND model = ?", (*values, model)
+        with _wrapped():
+            rows = await self._fetch(self._reader, query, values)
+        return [((str(row[0]), int(row[1])), Candle(*row[2:7])) for row in rows], int(rows[0][7]) if rows else 0
+
     @staticmethod
     async def _fetch(connection: aiosqlite.Connection, query: str, values: tuple[Any, ...]) -> list[sqlite3.Row]:
         return list(await connection.execute_fetchall(query, values))
 
 
+_ADD_CANDLE = (
+    "INSERT INTO candles VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (model, minute) DO UPDATE SET matches = matches + excluded.matches,"
+    " gpus = gpus + excluded.gpus, low = min(low, excluded.low), high = max(high, excluded.high), total = total + excluded.total"
+)
 _COLUMNS = "jobs.submitted_seq, id, ended_seq, submitted_ms, state, buyer, node, org, grp, body"
 
 

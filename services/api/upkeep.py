@@ -148,7 +148,7 @@ class Upkeep:
         """Bring to disk what is not there yet. Raises ReadModelFailed."""
         batch: Batch | None = self.mirror.batch()
         if batch is not None:
-            await self._read_model.write(batch.jobs, batch.places, batch.progress)
+            await self._read_model.write(batch.jobs, batch.places, batch.progress, batch.candles)
             self.mirror.written(batch)
             self._room.set()
 

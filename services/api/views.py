@@ -39,6 +39,20 @@ class UsingView(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Of the card with the most."""
 
 
+class UsageView(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What an ended attempt used, as its node measured it. Lists are in the order of `gpus`; `null`: could not be read."""
+
+    gpus: list[str]
+    """UUIDs of its cards."""
+    samples: int
+    """How often it was looked at; with 0 nothing else means anything."""
+    cpu_ms: int
+    peak_memory_mib: int
+    mean_gpu_percent: list[int | None]
+    max_gpu_percent: list[int | None]
+    peak_gpu_memory_mib: list[int | None]
+
+
 class JobView(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A job. What belongs to an attempt is that of the present one, or of the last; a queued job has none."""
 
@@ -89,9 +103,7 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     warning: str | None
     """What will end the run soon, as its node says."""
     using: UsingView | None
-    usage: RunUsage | None
-    """What the last attempt used, in the order of `usage_gpus`."""
-    usage_gpus: list[str]
+    usage: UsageView | None
     submitted_seq: int
     updated_seq: int
 
@@ -146,8 +158,7 @@ def job_view(job: Job, market: Market, *, lease: BeatLease | None = None, queue_
         limit_s=time_limit(asked, job.timeout_s, 0 if run is None else run.price_uusd_per_gpu_hour)[0],
         warning=lease.warning or None if lease is not None and job.state in HELD else None,
         using=_using(lease) if lease is not None and job.state in HELD else None,
-        usage=None if run is None else run.usage,
-        usage_gpus=[] if run is None or run.usage is None else list(run.cards),
+        usage=None if run is None or run.usage is None else _usage(run, run.usage),
         submitted_seq=job.submitted_seq,
         updated_seq=job.updated_seq,
     )
@@ -156,6 +167,18 @@ def job_view(job: Job, market: Market, *, lease: BeatLease | None = None, queue_
 def _using(lease: BeatLease) -> UsingView:
     return UsingView(
         ran_ms=lease.ran_ms, gpu_percent=_known(lease.gpu_percent), memory_mib=lease.memory_mib, gpu_memory_mib=_known(lease.gpu_memory_mib)
+    )
+
+
+def _usage(run: Run, usage: RunUsage) -> UsageView:
+    return UsageView(
+        gpus=list(run.cards),
+        samples=usage.samples,
+        cpu_ms=usage.cpu_ms,
+        peak_memory_mib=usage.peak_memory_mib,
+        mean_gpu_percent=[_known(value) for value in usage.mean_gpu_percent],
+        max_gpu_percent=[_known(value) for value in usage.max_gpu_percent],
+        peak_gpu_memory_mib=[_known(value) for value in usage.peak_gpu_memory_mib],
     )
 
 
