@@ -61,12 +61,12 @@ def _cards(job: Json, usage: Json) -> list[tuple[str, str]]:
     """In the order of the match, named by their index on the node."""
     known = {card.get("uuid"): card for card in job.get("gpus") or []}
     lines = []
-    for place, uuid in enumerate(job.get("usage_gpus") or []):
+    for place, uuid in enumerate(usage.get("gpus") or []):
         card = known.get(uuid) or {}
         label = f"card {text(card.get('index', place))}"
         mean, most, memory_mib = (_at(usage, name, place) for name in ("mean_gpu_percent", "max_gpu_percent", "peak_gpu_memory_mib"))
         if most == 0 and usage.get("samples", 0) >= SEEN_ENOUGH:
-            share = 100 // max(1, len(job["usage_gpus"]))
+            share = 100 // max(1, len(usage["gpus"]))
             lines.append((label, f"never used: {share} % of the bill" if share < 100 else "never used; --gpus 0 is a job without cards"))
             continue
         parts = [f"used {mean} % in the mean, {most} % at most"] if mean >= 0 else []
@@ -79,7 +79,7 @@ def _cards(job: Json, usage: Json) -> list[tuple[str, str]]:
 
 def _at(usage: Json, name: str, place: int) -> int:
     values = usage.get(name) or []
-    return int(values[place]) if place < len(values) else -1
+    return -1 if place >= len(values) or values[place] is None else int(values[place])
 
 
 def _memory(job: Json, usage: Json) -> tuple[str, str]:

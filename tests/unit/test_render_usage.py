@@ -9,6 +9,7 @@ from buyer_cli.render_usage import usage_lines, warning_kind, waste
 
 GPUS = [{"index": 2, "uuid": "GPU-b", "vram_mib": 24_564}, {"index": 0, "uuid": "GPU-a", "vram_mib": 24_564}]
 USAGE = {
+    "gpus": ["GPU-a", "GPU-b"],
     "samples": 100,
     "cpu_ms": 90_000,
     "peak_memory_mib": 2000,
@@ -19,7 +20,7 @@ USAGE = {
 
 
 def job(**changes: Any) -> dict[str, Any]:
-    usual = {"gpus": GPUS, "usage_gpus": ["GPU-a", "GPU-b"], "usage": USAGE, "ran_ms": 60_000, "timeout_s": 3600, "cores": 4}
+    usual = {"gpus": GPUS, "usage": USAGE, "ran_ms": 60_000, "timeout_s": 3600, "cores": 4}
     return usual | {"memory_mib": 16_000, "estimate_s": 50} | changes
 
 
@@ -44,13 +45,13 @@ def test_what_nobody_asked_for_is_only_told() -> None:
 
 def test_a_card_that_was_never_used_is_said_at_the_end() -> None:
     assert ["card 2 was never used: 50 % of the bill"] == waste(job())
-    alone = job(usage_gpus=["GPU-b"], usage=USAGE | {"mean_gpu_percent": [0], "max_gpu_percent": [0]})
+    alone = job(usage=USAGE | {"gpus": ["GPU-b"], "mean_gpu_percent": [0], "max_gpu_percent": [0]})
     assert ["card 2 was never used; --gpus 0 is a job without cards"] == waste(alone)
 
 
 def test_a_card_that_was_hardly_looked_at_or_could_not_be_read_is_not_accused() -> None:
     assert [] == waste(job(usage=USAGE | {"samples": 2}))
-    unread = job(usage=USAGE | {"mean_gpu_percent": [-1, -1], "max_gpu_percent": [-1, -1], "peak_gpu_memory_mib": [-1, -1]})
+    unread = job(usage=USAGE | {"mean_gpu_percent": [None, None], "max_gpu_percent": [None, None], "peak_gpu_memory_mib": [None, None]})
     assert [] == waste(unread)
     assert "card 0" not in dict(usage_lines(unread))
 

@@ -160,12 +160,19 @@ def test_an_ended_job_tells_what_it_used_card_by_card() -> None:
     history = running()
     run = job_of(history.market).run
     assert run is not None
-    usage = RunUsage(samples=9, cpu_ms=1000, mean_gpu_percent=(5,), max_gpu_percent=(50,), peak_gpu_memory_mib=(1000,))
+    usage = RunUsage(samples=9, cpu_ms=1000, mean_gpu_percent=(5,), max_gpu_percent=(-1,), peak_gpu_memory_mib=(1000,))
     history.happen(make(JobSucceeded, job_id=job_id("job"), attempt=1, epoch=run.epoch, ran_ms=2000, usage=usage))
     job = job_of(history.market)
     view = told(job_view(job, history.market))
-    assert {"samples": 9, "cpu_ms": 1000, "mean_gpu_percent": [5], "max_gpu_percent": [50], "peak_gpu_memory_mib": [1000]} == view["usage"]
-    assert [card(0).uuid] == view["usage_gpus"]
+    assert {
+        "gpus": [card(0).uuid],
+        "samples": 9,
+        "cpu_ms": 1000,
+        "peak_memory_mib": 0,
+        "mean_gpu_percent": [5],
+        "max_gpu_percent": [None],
+        "peak_gpu_memory_mib": [1000],
+    } == view["usage"]
     shown = told(without_secrets(job_view(job, history.market)))
     assert (None, None, None) == (shown["usage"], shown["using"], shown["warning"])
 
