@@ -1,4 +1,4 @@
-"""An image with Jupyter, made without a registry: this very Python, the packages that pip installs beside it, and what they are linked with.
+"""An image with Jupyter, made without a registry: this very Python, the packages that pip installs, and what they are linked with.
 
 The same parts as in examples/images/jupyter/Dockerfile. The packages are fetched once and kept in a cache folder.
 """
@@ -20,7 +20,7 @@ from e2e.docker_market import LEFT_AWAY
 from integration.docker_engine import root_file_system
 
 JUPYTER_IMAGE = "bazaar-jupyter:1"
-REQUIREMENTS = ("jupyterlab==4.6.6", "ipykernel==7.4.0", "jupyter-server==2.21.1")
+REQUIREMENTS = ("jupyterlab==4.6.6", "ipykernel==7.4.0")
 NOT_NEEDED = {"__pycache__", "tests", "test", "debugpy"}
 """Of the packages: what only other uses than opening a notebook need, tens of megabytes."""
 PASSWD = b"root:x:0:0::/root:/bin/sh\nnobody:x:65534:65534::/tmp:/bin/sh\n"

@@ -25,7 +25,8 @@ SERVER = """
 import http.server, os, signal, socketserver, sys
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        allowed = self.path == os.environ["BAZAAR_SESSION_PATH"] + "api" or os.environ["JUPYTER_TOKEN"] in self.headers.get("Authorization", "")
+        knows = os.environ["JUPYTER_TOKEN"] in self.headers.get("Authorization", "")
+        allowed = knows or self.path == os.environ["BAZAAR_SESSION_PATH"] + "api"
         self.send_response(200 if allowed else 403)
         self.end_headers()
         self.wfile.write(b"{}")
