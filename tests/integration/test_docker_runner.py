@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import msgspec
 import pytest
 from integration import docker_engine
 from integration.docker_engine import IMAGE, Engine, Registry, engine, registry, root_file_system, until
+from integration.docker_home import FAR_MS, Home, home, kill, output, quiet, run, runner
 
 from seller_agent.runners import docker_runner, guard_files
 from seller_agent.runners.docker_logs import EngineStream, logs_target
@@ -24,96 +24,12 @@ from seller_agent.runners.docker_outcome import parse_time_ms
 from seller_agent.runners.docker_profile import container_name
 from seller_agent.runners.docker_runner import DockerRunner, SdkEngine
 from seller_agent.runners.docker_store import ImageTerms
-from seller_agent.runners.runner import RunCard, RunKey, RunnerError, RunSpec, RunState, RunStatus, StopReason, run_folder
+from seller_agent.runners.runner import RunCard, RunnerError, RunSpec, RunState, RunStatus, StopReason
 
-__all__ = ["engine", "registry"]  # fixtures
+__all__ = ["engine", "home", "registry", "runner"]  # fixtures
 
 pytestmark = pytest.mark.timeout(180)
-FAR_MS = 3_600_000
 IGNORES_TERM = "trap '' TERM; echo deaf; while :; do usleep 50000; done"
-
-
-def quiet(phase: str) -> None:
-    """Progress that nobody looks at."""
-
-
-class Home:
-    """One agent's home: makes specifications, runners and agents that can be killed."""
-
-    def __init__(self, engine: Engine, folder: Path) -> None:
-        self.engine = engine
-        self.folder = folder
-        self.runners: list[DockerRunner] = []
-
-    def runner(self, **options: Any) -> DockerRunner:
-        self.runners.append(DockerRunner(self.folder, "nodetest", socket_path=self.engine.socket, **options))
-        return self.runners[-1]
-
-    def spec(self, script: str, **changes: Any) -> RunSpec:
-        key = RunKey(job_id=f"j{secrets.token_hex(6)}", attempt=1, epoch=7)
-        spec = RunSpec(
-            key=key,
-            folder=run_folder(str(self.folder / "runs"), key),
-            argv=("sh", "-c", script),
-            env={"BAZAAR_OUT": "/out"},
-            image=IMAGE,
-            memory_mib=64,
-            timeout_s=60,
-            grace_s=2,
-            lease_until_boot_ms=guard_files.boot_ms() + FAR_MS,
-        )
-        return msgspec.structs.replace(spec, **changes)
-
-    def agent(self, spec: RunSpec, target: str) -> subprocess.Popen[str]:
-        """An agent in a process of its own, once it has reached the point."""
-        arguments = [str(self.folder), self.engine.socket, target, msgspec.json.encode(spec).decode()]
-        process = subprocess.Popen([sys.executable, docker_engine.__file__, *arguments], stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        assert f"{target}\n" == process.stdout.readline()
-        return process
-
-    def guard_pid(self) -> int | None:
-        with contextlib.suppress(OSError, ValueError):
-            return int((self.folder / "guard" / "guard.lock").read_text())
-        return None
-
-
-@pytest.fixture
-def home(engine: Engine, tmp_path: Path) -> Iterator[Home]:
-    new = Home(engine, tmp_path / "home")
-    yield new
-    for name in engine.names():
-        engine.ask("DELETE", f"/containers/{name}?force=1&v=1")
-    pid = new.guard_pid()
-    if pid is not None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
-
-
-@pytest.fixture
-async def runner(home: Home) -> AsyncIterator[DockerRunner]:
-    new = home.runner()
-    yield new
-    await new.close()
-
-
-def kill(process: subprocess.Popen[str]) -> None:
-    """kill -9, and nothing left of it."""
-    process.kill()
-    process.wait()
-    assert process.stdout is not None
-    process.stdout.close()
-
-
-def output(spec: RunSpec, name: str = "stdout") -> str:
-    return (Path(spec.folder) / "log" / name).read_text()
-
-
-async def run(runner: DockerRunner, spec: RunSpec) -> RunStatus:
-    """A whole run, from prepare to its end."""
-    await runner.prepare(spec, quiet)
-    await runner.start(spec)
-    return await runner.wait(spec.key)
 
 
 async def test_a_job_ends_with_its_own_exit_code_and_both_outputs_whole(home: Home, runner: DockerRunner) -> None:
@@ -244,8 +160,8 @@ async def test_a_run_that_somebody_removed_is_reported_and_not_waited_for(home: 
 
 
 async def close_all(home: Home) -> None:
-    for runner in home.runners:
-        await runner.close()
+    for opened in home.runners:
+        await opened.close()
 
 
 # ---- images
