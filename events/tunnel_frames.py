@@ -70,16 +70,17 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a stream is to be connected to, inside the run: a `place`, or a program on a terminal when there is none."""
 
     place: str = ""
-    """`tcp:PORT` or `unix:NAME`."""
+    """`tcp:PORT`, `unix:NAME`, or SESSION."""
     argv: tuple[str, ...] = ()
     """The program; none: the run's usual shell."""
-    columns: int = 80
-    rows: int = 24
-    plain: bool = False
-    """Nobody looks: the program's output is not for a screen. The terminal is there all the same, without echo."""
+    columns: int = 0
+    """Of the terminal; none, and no rows: the program gets pipes instead."""
+    rows: int = 0
 
 
-_PLACE = re.compile(r"tcp:([1-9]\d{0,4})|unix:([A-Za-z0-9_][A-Za-z0-9_.-]{0,99})", re.ASCII)
+SESSION = "session"
+"""The place where a session says how its pages are reached, and with which token."""
+_PLACE = re.compile(r"tcp:([1-9]\d{0,4})|unix:([A-Za-z0-9_][A-Za-z0-9_.-]{0,99})|session", re.ASCII)
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Target)
 
@@ -88,6 +89,10 @@ def is_place(text: str) -> bool:
     """Whether this is a place that can be dialled: a port, or the name of a socket directly in the job's folder."""
     found = _PLACE.fullmatch(text)
     return found is not None and (found[1] is None or int(found[1]) < 65536)
+
+
+def _is_size(columns: int, rows: int) -> bool:
+    return (0 < columns < 65536 and 0 < rows < 65536) or columns == rows == 0
 
 
 def encode_target(target: Target) -> bytes:
@@ -102,7 +107,7 @@ def decode_target(data: bytes | memoryview) -> Target:
     except HOSTILE_DECODE_ERRORS:
         raise Broken("a stream was opened to something that cannot be read") from None
     words_are_sane = len(target.argv) <= ARGV_MAX and not any("\0" in word for word in target.argv)
-    if not words_are_sane or not 0 < target.columns < 65536 or not 0 < target.rows < 65536 or (target.place and not is_place(target.place)):
+    if not words_are_sane or not _is_size(target.columns, target.rows) or (target.place and not is_place(target.place)):
         raise Broken("a stream was opened to something that cannot be")
     return target
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import cast
 
 from events.tunnel import Tunnel
-from events.tunnel_frames import CHUNK_MAX
+from events.tunnel_frames import CHUNK_MAX, EARLY_WINDOW
 
 UNSENT_MAX = 256 * 1024
 """Bytes that wait for a slow local socket before no credit is given back."""
@@ -21,22 +22,32 @@ class SocketEnd(asyncio.BufferedProtocol):
     def __init__(self, connected: Callable[[SocketEnd], None] | None = None) -> None:
         """`connected` is told of an accepted connection; nothing is read from it before it is joined."""
         self._connected = connected
+        self.settled = asyncio.Event()
+        """Set once the stream was opened, or is over."""
+        self.reason = ""
+        """Why the stream is over."""
         self._transport: asyncio.Transport | None = None
         self._tunnel: Tunnel | None = None
         self._number = 0
-        self._view = memoryview(b"")
+        self._view = memoryview(bytearray(CHUNK_MAX))
+        self._early = b""
+        """What came before there was a stream; some event loops read a little although told not to."""
         self._is_paused = True
+        self._waits = False
         self._is_clogged = False
         self._unsent = 0
         self._got_eof = self._sent_eof = self._lost = False
 
-    def join(self, tunnel: Tunnel, number: int) -> None:
-        """From now on this is the end of that stream."""
-        self._tunnel, self._number = tunnel, number
-        self._view = memoryview(bytearray(CHUNK_MAX))
+    def join(self, tunnel: Tunnel, number: int, *, wait: bool = False) -> None:
+        """From now on this is the end of that stream. `wait`: send nothing before it is opened."""
+        self._tunnel, self._number, self._waits = tunnel, number, wait
         if self._lost:
             tunnel.reset(number, "the connection was closed")
         self.granted()
+
+    def leave(self) -> None:
+        """It is no stream's end any more, and may be joined to another, if none of its bytes was sent."""
+        self._tunnel = None
 
     def refuse(self) -> None:
         """There is no stream for it."""
@@ -51,31 +62,35 @@ class SocketEnd(asyncio.BufferedProtocol):
     # ---- the socket's side
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        transport.set_write_buffer_limits(high=UNSENT_MAX)
-        transport.pause_reading()
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
+        self._transport.set_write_buffer_limits(high=UNSENT_MAX)
+        self._transport.pause_reading()
         if self._connected is not None:
             self._connected(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        assert self._tunnel is not None
-        return self._view[: self._tunnel.room(self._number) or 1]
+        room = 0 if self._tunnel is None else self._tunnel.room(self._number)
+        return self._view[: room or EARLY_WINDOW - len(self._early) or 1]
 
     def buffer_updated(self, nbytes: int) -> None:
-        assert self._tunnel is not None
-        if nbytes > self._tunnel.room(self._number):
-            return  # the stream ended in this very moment
-        self._tunnel.send(self._number, self._view[:nbytes])
-        if not self._tunnel.room(self._number):
+        tunnel, data = self._tunnel, self._view[:nbytes]
+        if tunnel is None or self._waits or self._early or nbytes > tunnel.room(self._number):
+            self._early += data
+            self._pause()
+            return
+        tunnel.send(self._number, data)
+        if not tunnel.room(self._number):
             self._pause()
 
     def eof_received(self) -> bool:
         self._got_eof = True
-        if self._tunnel is not None:
-            self._tunnel.eof(self._number)
+        self._pass_eof()
         self._close_if_done()
         return True
+
+    def _pass_eof(self) -> None:
+        if self._got_eof and self._tunnel is not None and not self._waits and not self._early:
+            self._tunnel.eof(self._number)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost = True
@@ -94,6 +109,8 @@ class SocketEnd(asyncio.BufferedProtocol):
     # ---- the stream's side
 
     def opened(self) -> None:
+        self._waits = False
+        self.settled.set()
         self.granted()
 
     def data(self, data: memoryview) -> None:
@@ -106,9 +123,16 @@ class SocketEnd(asyncio.BufferedProtocol):
             self._tunnel.consumed(self._number, len(data))
 
     def granted(self) -> None:
-        if self._is_paused and self._transport is not None and self._tunnel is not None and self._tunnel.room(self._number):
+        tunnel = self._tunnel
+        if tunnel is None or self._transport is None or self._waits:
+            return
+        while self._early and (room := tunnel.room(self._number)):
+            data, self._early = self._early[:room], self._early[room:]
+            tunnel.send(self._number, data)
+        self._pass_eof()
+        if self._is_paused and not self._early and tunnel.room(self._number):
             self._is_paused = False
-            if not self._transport.is_closing():
+            if not self._got_eof and not self._transport.is_closing():
                 self._transport.resume_reading()
 
     def eof(self) -> None:
@@ -119,6 +143,8 @@ class SocketEnd(asyncio.BufferedProtocol):
 
     def over(self, reason: str) -> None:
         self._tunnel = None
+        self.reason = reason
+        self.settled.set()
         if self._transport is not None:
             self._transport.abort()
 
@@ -129,10 +155,9 @@ class SocketEnd(asyncio.BufferedProtocol):
         pass
 
     def _pause(self) -> None:
-        if not self._is_paused and self._transport is not None:
-            self._is_paused = True
-            if not self._transport.is_closing():
-                self._transport.pause_reading()
+        self._is_paused = True
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
 
     def _close_if_done(self) -> None:
         if self._got_eof and self._sent_eof and self._transport is not None:
