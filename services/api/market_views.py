@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
 
 import msgspec
@@ -119,6 +120,23 @@ class LastHour:
     @property
     def mean_wait_s(self) -> float | None:
         return round(self._wait_ms / len(self._waits) / 1000, 1) if self._waits else None
+
+
+WAIT_BUCKETS_S = (0.01, 0.1, 1, 10, 60, 600, 3600, 21_600, 86_400)
+
+
+class Waits:
+    """How long jobs waited for their matches, since this process began to read: counts by upper bound, the last one without."""
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(WAIT_BUCKETS_S) + 1)
+        self.total_s = 0.0
+
+    def matched(self, wait_ms: int) -> None:
+        """A job was matched after this time."""
+        wait_s = wait_ms / 1000
+        self.total_s += wait_s
+        self.counts[bisect_left(WAIT_BUCKETS_S, wait_s)] += 1
 
 
 def remembered(jobs: dict[str, Job]) -> LastHour:

@@ -24,7 +24,7 @@ from projections.market import FINISHED_KEPT, Market
 from projections.nodes import NodeState
 from services.api.candles import Candle, Candles, Key
 from services.api.event_feed import EventFeed, Owner
-from services.api.market_views import remembered
+from services.api.market_views import Waits, remembered
 from services.api.read_model import FinishedJob, Progress
 from services.api.standing import Standing
 from services.api.telemetry import Telemetry
@@ -56,6 +56,7 @@ class Mirror:
         self.feed = EventFeed(follower.market.last_seq)
         self.offer_keys = OfferKeys()
         self.candles = Candles()
+        self.waits = Waits()
         self.version = 0
         """Counts the changes of anything that an answer may be made of."""
         self._log_created = log_created
@@ -93,6 +94,7 @@ class Mirror:
         self.feed.add(record, None if job is None else owner_of(job))
         if isinstance(event, JobMatched) and job is not None:
             self.hour.matched(record.time_ms, record.time_ms - job.submitted_ms)
+            self.waits.matched(record.time_ms - job.submitted_ms)
             if not is_on_disk:
                 self.candles.matched(event, self.market, record.time_ms)
         elif isinstance(event, PolicyChanged):

@@ -169,6 +169,7 @@ PRICES = (
     Parameter("until_ms", UNTIL.read, "Before then. Now when not said.", _NUMBER),
 )
 
+DCGM = Parameter("dcgm", quantities.yes_or_no, "Readings of cards under the names of NVIDIA's exporter.", _YES)
 DIGEST = Parameter("digest", quantities.yes_or_no, "Also the digest of the whole folded market.", _YES)
 FROM_SEQ = Parameter("from_seq", _whole(0, SEQ_MAX), "The first event to tell.", _NUMBER)
 EVENTS = (FROM_SEQ, *PAGE)

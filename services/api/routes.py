@@ -16,10 +16,12 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from services.api.access import http_viewer
+from services.api import queries
+from services.api.access import STRANGER, http_viewer
 from services.api.asking import Endpoint
 from services.api.desk import Answer, Desk
 from services.api.live import EVENTS, Streams, wants_stream
+from services.api.metrics import CONTENT_TYPE, exposition
 from services.api.problems import MEDIA_TYPE, Problem, ProblemFound, Trouble
 from services.api.queries import AS_OF, EVERYWHERE, Parameter
 
@@ -61,11 +63,20 @@ def make_app(desk: Desk, streams: Streams, readiness: Readiness, *, is_loopback:
             raise ProblemFound(Trouble.NOT_READY, why or "")
         return _json(msgspec.json.encode(Ready(status="ready", as_of_seq=desk.source.mirror.market.last_seq)))
 
+    async def metrics(request: Request) -> Response:
+        mirror = desk.ready_source().mirror
+        if http_viewer(mirror.market, request.headers, is_loopback=is_loopback, now_ms=desk.now_ms()) == STRANGER:
+            raise ProblemFound(Trouble.TOKEN_REQUIRED)
+        values = queries.read(request.query_params.multi_items(), (queries.DCGM,))
+        told = exposition(mirror, desk.now_ms(), dcgm=values.get("dcgm", False))
+        return Response(told, headers={"cache-control": "no-store", "content-type": CONTENT_TYPE})
+
     async def openapi() -> Response:
         return _json(msgspec.json.encode(app.openapi()))
 
     _add(app, "/healthz", healthz, Endpoint("/healthz", _nowhere, Health, "Whether the process is alive."), plain=True)
     _add(app, "/readyz", readyz, Endpoint("/readyz", _nowhere, Ready, "Whether answers are as new as the ledger."), plain=True)
+    app.add_api_route("/metrics", metrics, methods=["GET"], include_in_schema=False)
     app.add_api_route("/openapi.json", openapi, include_in_schema=False)
     shapes: list[type[msgspec.Struct]] = [Problem, Health, Ready, *(endpoint.shape for endpoint in desk.endpoints)]
     app.openapi = lambda: _document(app, shapes)  # type: ignore[method-assign]

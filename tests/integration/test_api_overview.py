@@ -8,7 +8,9 @@ from typing import Any
 from integration.broker_env import world
 from integration.test_api import ApiProcess, Scribe, api, scribe
 
+from events import wire
 from events.nodes import NodeRepriced
+from events.wire import Beat, BeatCard, BeatView
 
 __all__ = ["api", "scribe", "world"]
 MODEL = "NVIDIA GeForce RTX 4090"
@@ -56,3 +58,30 @@ async def test_a_job_without_a_card_has_a_series_of_its_own(scribe: Scribe, api:
     await scribe.offer()
     await scribe.submit("thinks", gpus=0)
     assert ["CPU only"] == [found["model"] for found in await paid(api, scribe.market.last_seq)]
+
+
+async def test_metrics_tell_figures_and_readings_under_either_set_of_names(scribe: Scribe, api: ApiProcess) -> None:
+    node = await scribe.offer("metered", gpus=2)
+    await scribe.submit()
+    beat = Beat(
+        node_id=node, boot="b", cards=(BeatCard("GPU-metered-0", gpu_percent=97, memory_used_mib=512, temperature_c=70, power_w=300),)
+    )
+    view = BeatView(beat=beat, wallet=scribe.seller.wallet, time_ms=scribe.now_ms)
+    await scribe.world.services.publish(f"beats.{node}", wire.encode(view))
+    await api.at("/v1/market", scribe.market.last_seq)
+    async with asyncio.timeout(10):
+        while b"gpu_utilization_percent{" not in (got := await api.get("/metrics")).body:
+            await asyncio.sleep(0.02)
+    assert got.headers["content-type"].startswith("text/plain; version=0.0.4")
+    told = {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in got.body.decode().splitlines() if not line.startswith("#")}
+    labels = f'{{gpu="0",model="{MODEL}",node="{node}",node_name="metered",uuid="GPU-metered-0"}}'
+    assert 97 == told[f"gpubazaar_gpu_utilization_percent{labels}"]
+    assert (1, 1, 1) == (
+        told['gpubazaar_gpus{state="free"}'],
+        told['gpubazaar_gpus{state="taken"}'],
+        told['gpubazaar_jobs{state="matched"}'],
+    )
+    assert 1 == told["gpubazaar_job_wait_seconds_count"] == told['gpubazaar_job_wait_seconds_bucket{le="+Inf"}']
+    theirs = (await api.get("/metrics?dcgm=1")).body.decode()
+    assert f'DCGM_FI_DEV_GPU_UTIL{{Hostname="metered",UUID="GPU-metered-0",gpu="0",modelName="{MODEL}"}} 97.0' in theirs
+    assert 400 == (await api.get("/metrics?name=x")).status
