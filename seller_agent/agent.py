@@ -26,11 +26,14 @@ from seller_agent.attempts import Attempt, Standing, hear
 from seller_agent.beats import Beats, NodeIdentity
 from seller_agent.decisions import Node
 from seller_agent.hands import Hands, boot_ms
+from seller_agent.holding import cards_held
 from seller_agent.journal import Journal, Leases
 from seller_agent.machine import CardWatch, run_card
 from seller_agent.reconcile import attempt_of_match, catch_up, restore
 from seller_agent.runners.runner import Runner, RunnerError, RunStatus
+from seller_agent.session_reach import SessionReach
 from seller_agent.steering import Steering
+from seller_agent.tunnels import Tunnels
 
 log = structlog.get_logger("seller")
 
@@ -112,8 +115,10 @@ class Agent:
             self._know_cards(self._make_offer())
             await self._be_the_only_one(beats)
             await self._reconcile()
+            self._watch.ours = cards_held(hands.attempts, self._runner)
             looking = (self._watch.run(), hands.watcher.run(self._watch))
-            work = (beats.run(), hands.ship_as_it_grows(), *looking, self._tick(), self._look_for_wallets(), self._keep_offering())
+            tunnels = Tunnels(client.connection.url, lambda: client.session, self._reach(), hands.attempts)
+            work = (tunnels.run(), beats.run(), hands.ship_as_it_grows(), *looking, self._tick(), self._look_for_wallets(), self._keep_offering())
             tasks = [asyncio.create_task(self._guarded(part)) for part in work]
             await self._leaving.wait()
             if not self._abandoning.is_set():
@@ -132,10 +137,18 @@ class Agent:
         """The offer at the price that the owner set last."""
         return self._steering.priced(offer)
 
+    def _reach(self) -> SessionReach:
+        return SessionReach(self._runner, self._folder / "runs")
+
     def leave(self) -> None:
         """Take no more jobs, stop what runs, then end. Called again: end now, and leave what runs to the next agent."""
         if self._leaving.is_set():
             self._abandoning.set()
+        self._leaving.set()
+
+    def hand_over(self) -> None:
+        """End now and leave what runs to the next agent, as before an update; it must come before the leases end."""
+        self._abandoning.set()
         self._leaving.set()
 
     async def _guarded(self, part: Coroutine[Any, Any, None]) -> None:

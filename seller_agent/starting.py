@@ -26,8 +26,8 @@ from events.values import Accept, Card, Isolation, Role
 from events.wallet import Keystore, Passphrases
 from seller_agent.agent import Agent
 from seller_agent.beats import NodeIdentity
+from seller_agent.cards import Inventory
 from seller_agent.containers import ContainerTerms, docker_runner, has_egress, warm_images
-from seller_agent.gpus import Inventory
 from seller_agent.hands import boot_ms
 from seller_agent.machine import CardWatch, agent_boot, boot_id, offered_card, real_cards, simulated_cards, size
 from seller_agent.notifying import feed_watchdog, notify
@@ -263,9 +263,9 @@ def _started(options: Options, isolation: Isolation) -> Started:
 async def work(
     settings: Settings, agent: Agent, place: Place, session: Session | None, *, announced: Callable[[], None], heeds_signals: bool = True
 ) -> None:
-    """Connect, run the agent, and end it in order on the first signal, at once on the second."""
+    """Connect, run the agent, and end it in order on the first signal, at once on the second. SIGHUP leaves what runs to the next start."""
     loop = asyncio.get_running_loop()
-    signals = (signal.SIGTERM, signal.SIGINT) if heeds_signals else ()
+    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) if heeds_signals else ()
     acting = settings if session is not None else _as_wallet(settings, place.owner)
     client = await open_client(
         acting,
@@ -280,7 +280,7 @@ async def work(
     )
     try:
         for number in signals:
-            loop.add_signal_handler(number, _leave, agent)
+            loop.add_signal_handler(number, _hand_over if number == signal.SIGHUP else _leave, agent)
         announcing = asyncio.create_task(_when_ready(agent, announced))
         feeding = asyncio.create_task(feed_watchdog(lambda: boot_ms() - agent.ticked_ms < HUNG_MS))
         try:
@@ -297,6 +297,11 @@ async def work(
 def _leave(agent: Agent) -> None:
     notify("STOPPING=1")
     agent.leave()
+
+
+def _hand_over(agent: Agent) -> None:
+    notify("STOPPING=1")
+    agent.hand_over()
 
 
 async def _when_ready(agent: Agent, announced: Callable[[], None]) -> None:
