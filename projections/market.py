@@ -99,7 +99,7 @@ class Market(msgspec.Struct, kw_only=True, omit_defaults=True):
         assert run is not None
         used_gpu_ms = run.ran_ms * max(1, job.submitted.requirements.num_gpus)
         for party in self.parties_of(job):
-            parties.give_back(party, run.stake, used_gpu_ms, charged_uusd, now_ms, self.policy.half_life_s * 1000)
+            parties.give_back(party, run.stake, used_gpu_ms, charged_uusd, now_ms=now_ms, half_life_ms=self.policy.half_life_s * 1000)
 
     def change_policy(self, policy: Policy, seq: int, now_ms: int) -> None:
         """Other rules from now on."""

@@ -137,7 +137,7 @@ def restake(party: Party, before: Stake, after: Stake) -> None:
     party.committed_gpu_ms += after.gpu_ms - before.gpu_ms
 
 
-def give_back(party: Party, stake: Stake, used_gpu_ms: int, charged_uusd: int, now_ms: int, half_life_ms: int) -> None:
+def give_back(party: Party, stake: Stake, used_gpu_ms: int, charged_uusd: int, *, now_ms: int, half_life_ms: int) -> None:
     """The attempt is over: what it took counts instead of what was expected."""
     party.gpus -= stake.gpus
     party.committed_uusd -= stake.uusd

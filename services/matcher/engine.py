@@ -13,19 +13,28 @@ from bisect import bisect_left
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from events.values import JobId, NodeId, OrgId, PriceUusdPerGpuHour, Wallet
+from events.market import Policy
+from events.values import JobId, NodeId, OrgId, PriceUusdPerGpuHour, Requirements, Wallet
 from projections.job_states import HELD, QUEUED
 from projections.jobs import Job
 from projections.market import Market
-from services.matcher.feasibility import Scene, choose_cards, obstacle
+from projections.parties import next_day_ms
+from services.matcher.feasibility import Scene, choose_cards
+from services.matcher.frontier import Frontier
+from services.matcher.limits import limits_money
 from services.matcher.node_index import Bucket, NodeIndex
 from services.matcher.ordered import Tally
-from services.matcher.policies import Rank, order_key, rank
+from services.matcher.places import cheapest, least_busy
+from services.matcher.policies import SEQ_MASK, Rank, order_key, row_of
 from services.matcher.price_index import ANY_PRICE, NEVER
-from services.matcher.shapes import Placed, Shape, ShapeTable, fit
+from services.matcher.shapes import Placed, Shape, ShapeKey, ShapeTable, cap_of, fit, keys_of
+from services.matcher.share_index import Units
+from services.matcher.timers import Timers
 
 FRESH_NODES_MAX = 4
 STALE_LABELS_MAX = 64
+ENDING_KEPT_MS = 3_600_000
+"""How long jobs are still laid out by their timeouts when no node has a plan to leave any more."""
 NOBODY: frozenset[NodeId] = frozenset()
 
 Found = tuple[int, JobId]
@@ -56,8 +65,13 @@ class Engine:
         return self._tally.touched
 
     def touch_job(self, job_id: JobId) -> None:
-        """The job has changed."""
+        """The job has changed, and what its parties use perhaps with it."""
         self._touched_jobs[job_id] = None
+        job = self.market.jobs.get(job_id)
+        if job is not None:
+            self._touched_parties[job.buyer] = None
+            if job.submitted.org_id is not None:
+                self._touched_parties[job.submitted.org_id] = None
 
     def touch_node(self, node_id: NodeId) -> None:
         """The node's offer, state, price or allocations have changed."""
@@ -75,7 +89,7 @@ class Engine:
 
     def next_wakeup_ms(self) -> int | None:
         """When a job or node may become fit by the mere passing of time; None: never."""
-        return self._timers[0][0] if self._timers else None
+        return self._timers.next_ms()
 
     def next_match(self, now_ms: int) -> Match | None:
         """The next decision, or None when no queued job fits any free node. The caller folds it, touches job and node, and asks again."""
@@ -85,62 +99,76 @@ class Engine:
         found = self._first_of_frontier(self._first_of_fresh())
         if found is None:
             return None
-        placed = self._table.placed[found[1]]
-        place = self._best_place(placed.shape)
-        if placed.private is not None:
-            private = self._best_place(placed.private)
-            place = private if place is None or (private is not None and private < place) else place
-        assert place is not None, found
+        return self._match(found[1])
+
+    def _match(self, job_id: JobId) -> Match:
+        """The match of a job that is known to fit some node."""
+        shapes = self._table.placed[job_id].shapes
+        if self._row.by_backlog:
+            price = self.market.jobs[job_id].max_price_uusd_per_gpu_hour
+            most = ANY_PRICE if price is None else price
+            place = min([busy for shape in shapes if (busy := least_busy(self._nodes, shape, self._scene, most)) is not None])[1]
+        else:
+            place = min([best for shape in shapes if (best := self._best_place(shape)) is not None])
         node = self.market.nodes[place[3]]
-        cards = choose_cards(node, placed.shape.ask.requirements)
-        assert cards is not None, (found, place)
-        return Match(found[1], place[3], cards, node.price_uusd_per_gpu_hour)
+        cards = choose_cards(node, shapes[0].ask.requirements)
+        assert cards is not None, (job_id, place)
+        return Match(job_id, place[3], cards, node.price_uusd_per_gpu_hour)
 
     def _rebuild(self) -> None:
         market = self.market
-        self._policy = market.policy
+        self._policy, self._row, self._limits_seq = market.policy, row_of(market.policy), market.limits_seq
         self._is_stale = False
         self._scene = Scene(market, 0, self._suspects)
-        self._nodes = NodeIndex(self._tally)
-        self._table = ShapeTable(self._tally)
+        self._nodes = NodeIndex(self._tally, self._row.by_backlog)
+        self._table = ShapeTable(self._tally, self._row.by_share)
+        self._units = Units(market)
+        self._ending_until_ms = 0
+        """Until then jobs are laid out for nodes that will be away one day; 0: no node has such a plan."""
         self._known: set[Wallet] = set()
         """Buyers whom some node names, so that their jobs lie in a private shape, too."""
-        self._frontier: list[tuple[int, int, Shape]] = []
-        """Heap of (bound, number of the shape, shape); an entry counts while its bound is the shape's own."""
+        self._frontier = Frontier(self._table.shapes)
         self._fresh: dict[NodeId, Found | None] = {}
         """Nodes, each with its first job if that is known."""
         self._seen: tuple[Shape | None, Rank | None] = (None, None)
         """The last shape that a place was looked for, and the place; good until something changes."""
-        self._timers: list[tuple[int, str]] = []
-        self._due: dict[str, int] = {}
+        self._timers = Timers()
         self._touched_jobs: dict[JobId, None] = {job_id: None for job_id, job in market.jobs.items() if job.state is QUEUED}
         self._touched_nodes: dict[NodeId, None] = dict.fromkeys(market.nodes)
         self._touched_orgs: dict[OrgId, None] = {}
+        self._touched_parties: dict[str, None] = {}
 
     def _is_full(self) -> bool:
         most = self.market.policy.max_concurrent
         return most is not None and sum(self.market.states.get(state, 0) for state in HELD) >= most
+
+    def _order_differs(self, policy: Policy) -> bool:
+        """Whether another policy orders jobs otherwise; its other numbers are looked at when they count."""
+        return (policy.name, policy.ageing_s_per_point) != (self._policy.name, self._policy.ageing_s_per_point)
 
     # -- keeping the index in step with the market --
 
     def _settle(self, now_ms: int) -> None:
         """Take in everything that was touched, and everything whose time has come."""
         policy = self.market.policy
-        if policy is not self._policy or self._is_stale:
-            if self._is_stale or (policy.name, policy.ageing_s_per_point) != (self._policy.name, self._policy.ageing_s_per_point):
-                self._rebuild()
-            self._policy = policy
+        if self._is_stale or self.market.limits_seq != self._limits_seq or (policy is not self._policy and self._order_differs(policy)):
+            self._rebuild()
+        self._policy = policy
         if now_ms != self._scene.now_ms:
             self._scene = Scene(self.market, now_ms, self._suspects)
-        while self._timers and self._timers[0][0] <= now_ms:
-            due_ms, name = heapq.heappop(self._timers)
-            if self._due.get(name) == due_ms:
-                del self._due[name]
-            (self._touched_nodes if name in self.market.nodes else self._touched_jobs)[name] = None
+            self._look_again()
+        for name in self._timers.due(now_ms):
+            is_party = name in self._table.purses
+            (self._touched_parties if is_party else self._touched_nodes if name in self.market.nodes else self._touched_jobs)[name] = None
         self._seen = (None, None)
         if self._touched_nodes:
             touched_nodes, self._touched_nodes = self._touched_nodes, {}
             self._settle_nodes(touched_nodes)
+            self._watch_ends(now_ms)
+        if self._touched_parties:
+            touched_parties, self._touched_parties = self._touched_parties, {}
+            for name in touched_parties:
+                self._settle_party(name)
         if self._touched_orgs:
             touched_orgs, self._touched_orgs = self._touched_orgs, {}
             for bucket in self._nodes.buckets.values():
@@ -158,16 +186,54 @@ class Engine:
             if index.settle(self.market, node_id, now_ms, self._suspects) or node_id in fresh:
                 fresh[node_id] = None
             for shape in self._table.targets.get(node_id, ()):
-                self._push_all(shape)
-            tier_until_ms = index.rows[node_id].tier_until_ms
-            if tier_until_ms:
-                self._wake(tier_until_ms, node_id)
+                self._frontier.push_all(shape)
+            changes_ms = index.rows[node_id].changes_ms
+            if changes_ms:
+                self._timers.wake(changes_ms, node_id)
         if index.created:
             created, index.created = index.created, []
             for bucket in created:
                 self._introduce(bucket)
         if len(fresh) > FRESH_NODES_MAX:
             self._spread()
+
+    def _watch_ends(self, now_ms: int) -> None:
+        """Lay jobs out by their timeouts, too, while some node has a plan to leave and for a while after."""
+        if self._nodes.ending:
+            if not self._ending_until_ms:
+                self._touched_jobs |= dict.fromkeys(self._table.placed)
+            self._ending_until_ms = now_ms + ENDING_KEPT_MS
+        elif self._ending_until_ms <= now_ms:
+            self._ending_until_ms = 0
+
+    def _look_again(self) -> None:
+        """What the fresh nodes would take may no longer be so."""
+        for node_id in self._fresh:
+            self._fresh[node_id] = None
+
+    def _settle_party(self, name: str) -> None:
+        """What a wallet or organisation uses has changed: what its limits allow, and where its jobs stand."""
+        for shape in self._table.purses.get(name, ()):
+            self._limit(shape)
+        for unit, rank in self._units.misplaced(name):
+            self._table.move(unit, rank)
+            self._look_again()
+            for shape in unit.shapes:
+                if shape.bound is not None:
+                    self._frontier.push(shape, unit.low)
+
+    def _limit(self, shape: Shape) -> None:
+        """Find out what limits allow jobs of this shape now; more of it is a reason to look for nodes."""
+        self._tally.touched += 1
+        purse, now_ms = shape.key.purse, self._scene.now_ms
+        cap = cap_of(shape, self.market, now_ms)
+        if cap > shape.cap:
+            self._frontier.push_all(shape)
+        if cap != shape.cap:
+            shape.cap = cap
+            self._look_again()
+        if purse is not None and limits_money(self.market, purse.wallet, purse.org_id):
+            self._timers.wake(next_day_ms(now_ms), purse.wallet)
 
     def _introduce(self, bucket: Bucket) -> None:
         """Find out which shapes of jobs fit a bucket that is new, or whose organisation has changed."""
@@ -178,7 +244,7 @@ class Engine:
             how = fit(shape, bucket, self._scene)
             if how is not None:
                 bucket.shapes[shape] = how
-                self._push_all(shape)
+                self._frontier.push_all(shape)
 
     def _admit(self, bucket: Bucket) -> None:
         """Give the buyers whom these nodes take private shapes, if they have none yet."""
@@ -204,43 +270,45 @@ class Engine:
         if job is None or job.state is not QUEUED:
             return
         if job.not_before_ms > now_ms:
-            self._wake(job.not_before_ms, job_id)
+            self._timers.wake(job.not_before_ms, job_id)
             return
         avoid = self._avoided(job)
         if avoid and job.avoid is not None:
-            self._wake(min(job.avoid[node_id] for node_id in avoid), job_id)
-        requirements, buyer = job.submitted.requirements, job.buyer
-        targeted = requirements.target_node is not None
+            self._timers.wake(min(job.avoid[node_id] for node_id in avoid), job_id)
         if table.is_crowded():
             self._sweep()
-        shape = self._shape(job, buyer if targeted else None, avoid)
-        private = self._shape(job, buyer, avoid) if buyer in self._known and not targeted else None
+        shapes = self._shapes_of(job, avoid)
+        unit = self._units.of(job) if self._row.by_share else None
+        key = order_key(job, self._policy, self.market)
         price = job.max_price_uusd_per_gpu_hour
-        placed = Placed(order_key(job, self._policy, self.market), shape, private)
-        table.put(job_id, placed, ANY_PRICE if price is None else price)
-        for node_id in self._fresh:
-            self._fresh[node_id] = None
-        self._push(shape, placed.key)
-        if private is not None:
-            self._push(private, placed.key)
+        table.put(job_id, Placed(key if unit is None else key & SEQ_MASK, shapes, unit), ANY_PRICE if price is None else price)
+        self._look_again()
+        for shape in shapes:
+            self._frontier.push(shape, key if unit is None else unit.low)
 
     def _avoided(self, job: Job) -> frozenset[NodeId]:
         if not job.avoid:
             return NOBODY
         return frozenset(node_id for node_id, until_ms in job.avoid.items() if until_ms > self._scene.now_ms)
 
-    def _shape(self, job: Job, buyer: Wallet | None, avoid: frozenset[NodeId]) -> Shape:
-        """The shape of a job; a new one is made known to every bucket that it fits."""
-        requirements = job.submitted.requirements
-        shape = self._table.find(requirements, buyer, avoid)
-        if shape is None:
-            shape = self._table.make(requirements, buyer, avoid)
-            if requirements.node_labels:
-                self._settle_nodes(self._nodes.ask_labels(requirements.node_labels.items()))
-            for bucket in self._nodes.buckets.values():
-                how = fit(shape, bucket, self._scene)
-                if how is not None:
-                    bucket.shapes[shape] = how
+    def _shapes_of(self, job: Job, avoid: frozenset[NodeId]) -> tuple[Shape, ...]:
+        """One shape for each sort of node that may take it."""
+        keys = keys_of(job, self.market, avoid, private=job.buyer in self._known, ending=self._ending_until_ms > 0)
+        known, requirements = self._table.shapes, job.submitted.requirements
+        shapes = [known.get(key) or self._shape(key, requirements) for key in keys]
+        return shapes[0].alone if len(shapes) == 1 else tuple(shapes)
+
+    def _shape(self, key: ShapeKey, requirements: Requirements) -> Shape:
+        """A new shape, made known to every bucket that it fits."""
+        shape = self._table.make(key, requirements)
+        if key.purse is not None:
+            self._limit(shape)
+        if requirements.node_labels:
+            self._settle_nodes(self._nodes.ask_labels(requirements.node_labels.items()))
+        for bucket in self._nodes.buckets.values():
+            how = fit(shape, bucket, self._scene)
+            if how is not None:
+                bucket.shapes[shape] = how
         return shape
 
     def _sweep(self) -> None:
@@ -251,36 +319,14 @@ class Engine:
         asked = {label for shape in self._table.shapes.values() for label in shape.ask.requirements.node_labels.items()}
         self._is_stale = len(self._nodes.labels_asked) > 2 * len(asked) + STALE_LABELS_MAX
 
-    def _wake(self, due_ms: int, name: str) -> None:
-        """Touch this job or node when the time has come."""
-        known = self._due.get(name)
-        if known is None or due_ms < known:
-            self._due[name] = due_ms
-            heapq.heappush(self._timers, (due_ms, name))
-
     # -- finding the next match --
-
-    def _push(self, shape: Shape, key: int) -> None:
-        """From this key on, jobs of the shape may fit a node."""
-        if shape.bound is not None and shape.bound <= key:
-            return
-        shape.bound = key
-        heapq.heappush(self._frontier, (key, shape.number, shape))
-        if len(self._frontier) > 4 * len(self._table.shapes) + 64:
-            self._frontier = [(one.bound, one.number, one) for one in self._table.shapes.values() if one.bound is not None]
-            heapq.heapify(self._frontier)
-
-    def _push_all(self, shape: Shape) -> None:
-        low = shape.jobs.low()
-        if low is not None:
-            self._push(shape, low)
 
     def _spread(self) -> None:
         """Many nodes are fresh: let the shapes that fit them look for nodes, rather than each node for a job."""
         for bucket in {self._nodes.rows[node_id].bucket: None for node_id in self._fresh}:
             if bucket is not None:
                 for shape in bucket.shapes:
-                    self._push_all(shape)
+                    self._frontier.push_all(shape)
         self._fresh.clear()
 
     def _first_of_fresh(self) -> Found | None:
@@ -302,7 +348,8 @@ class Engine:
         bucket = row.bucket
         if bucket is None:
             return None
-        best, before, price, (cores, memory_mib) = None, NEVER, row.key[0], row.room
+        best, before, price, (cores, memory_mib, leaves_ms) = None, NEVER, row.key[0], row.room
+        stays_ms = leaves_ms - self._scene.now_ms
         self._tally.touched += len(bucket.shapes)
         for shape in bucket.shapes:
             root = shape.jobs.root
@@ -311,6 +358,8 @@ class Engine:
                 at = bisect_left(so_far, price)
                 if at == len(so_far) or root.keys[at] >= before:
                     continue
+            if price > shape.cap or shape.timeout_ms > stays_ms:
+                continue
             if shape.cores <= cores and shape.memory_mib <= memory_mib and (not shape.avoid or node_id not in shape.avoid):
                 found = shape.jobs.first(price, before)
                 if found is not None:
@@ -319,7 +368,7 @@ class Engine:
 
     def _first_of_frontier(self, best: Found | None) -> Found | None:
         """The first job of all: `best`, unless a shape has an earlier one that fits a node. Bounds are made exact from the lowest up."""
-        frontier = self._frontier
+        frontier = self._frontier.heap
         exact: tuple[Shape, Found] | None = None
         while frontier:
             bound, _, shape = frontier[0]
@@ -346,30 +395,6 @@ class Engine:
         """The best node for jobs of this shape, whatever they pay."""
         if shape is self._seen[0]:
             return self._seen[1]
-        place = self._look_for_place(shape) if shape.target is None else self._target_place(shape)
+        place = cheapest(self._nodes, shape, self._scene)
         self._seen = (shape, place)
         return place
-
-    def _look_for_place(self, shape: Shape) -> Rank | None:
-        best, most = None, ANY_PRICE
-        buckets = self._nodes.open
-        self._tally.touched += len(buckets)
-        for bucket, price in buckets.items():
-            if price > most:
-                continue
-            how = bucket.shapes.get(shape)
-            if how is None:
-                continue
-            key = bucket.nodes.first(shape.cores, shape.memory_mib, shape.avoid)
-            if key is not None and key[0] <= most:
-                place = rank(key[0], how[0], how[1], key[1])
-                if best is None or place < best:
-                    best, most = place, key[0]
-        return best
-
-    def _target_place(self, shape: Shape) -> Rank | None:
-        self._tally.touched += 1
-        node = self.market.nodes.get(shape.target or "")
-        if node is None or node.node_id in shape.avoid or obstacle(shape.ask, node, self._scene) is not None:
-            return None
-        return rank(node.price_uusd_per_gpu_hour, 0, 0, node.node_id)

@@ -17,6 +17,7 @@ from events.values import ISOLATION_RANK, TIER_RANK, Accept, Card, Isolation, Ne
 from projections.jobs import Job
 from projections.market import Market
 from projections.nodes import Node, NodeState, cores_asked, free_cards
+from services.matcher.limits import price_cap
 from services.matcher.model_names import any_model_matches
 
 MIB = 1 << 20
@@ -32,6 +33,10 @@ class Ask(NamedTuple):
     max_price_uusd_per_gpu_hour: int | None = None
     avoid: Mapping[str, int] = {}
     """Nodes to pass over, each until when."""
+    org_id: str | None = None
+    timeout_s: int = 0
+    left_uusd: int | None = None
+    """What the job may cost, if its buyer set a total."""
 
 
 class Scene(NamedTuple):
@@ -50,11 +55,14 @@ class Condition(NamedTuple):
     asked: Callable[[Ask], str]
     """What was asked, for a person; empty when nothing of the kind was, and then every node passes."""
     static: bool = True
+    quiet: bool = False
+    """Spoken of only where it takes a node away: it is about the node or the buyer, and nobody asked for it."""
 
 
 def ask_of(job: Job) -> Ask:
     """What a job asks now."""
-    return Ask(job.submitted.requirements, job.buyer, job.max_price_uusd_per_gpu_hour, job.avoid or {})
+    asked = job.submitted
+    return Ask(asked.requirements, job.buyer, job.max_price_uusd_per_gpu_hour, job.avoid or {}, asked.org_id, job.timeout_s, job.left_uusd)
 
 
 def accepts(node: Node, buyer: str | None, market: Market) -> bool:
@@ -185,6 +193,27 @@ def _runs_image(ask: Ask, node: Node, scene: Scene) -> bool:
     return image is None or (offer.isolation is not Isolation.PROCESS and images.allowed(offer.images_allow, image))
 
 
+def _stays(ask: Ask, node: Node, scene: Scene) -> bool:
+    """A run that uses its whole timeout is over before the node is away; it takes nothing while it is."""
+    if node.maintenance is None:
+        return True
+    from_ms, until_ms, _ = node.maintenance
+    return scene.now_ms >= until_ms or (scene.now_ms < from_ms and scene.now_ms + ask.timeout_s * 1000 <= from_ms)
+
+
+def _within_limits(ask: Ask, node: Node, scene: Scene) -> bool:
+    cap = price_cap(
+        scene.market,
+        ask.buyer,
+        ask.org_id,
+        num_gpus=ask.requirements.num_gpus,
+        timeout_s=ask.timeout_s,
+        left_uusd=ask.left_uusd,
+        now_ms=scene.now_ms,
+    )
+    return node.price_uusd_per_gpu_hour <= cap
+
+
 def _affordable(ask: Ask, node: Node, scene: Scene) -> bool:
     most = ask.max_price_uusd_per_gpu_hour
     return most is None or node.price_uusd_per_gpu_hour <= most
@@ -264,6 +293,8 @@ CONDITIONS: tuple[Condition, ...] = (
         static=False,
     ),
     Condition("responding", lambda ask, node, scene: node.node_id not in scene.suspects, lambda ask: "heard of lately", static=False),
+    Condition("maintenance", _stays, lambda ask: "stays up for the whole timeout", static=False, quiet=True),
+    Condition("limit", _within_limits, lambda ask: "within the limits of your wallet and organisation", static=False, quiet=True),
     Condition("free", lambda ask, node, scene: is_free(node, ask.requirements), lambda ask: "free now", static=False),
 )
 """Every condition, in the order in which a person is told of them. A job runs on a node when all of them hold."""

@@ -1,14 +1,14 @@
 """Nodes that may be matched now, grouped by what jobs can tell apart, each group by price. Follows the market; decides nothing.
 
 A group (`Bucket`) holds nodes with the same free cards and the same terms, so one look at it answers for all of them: whether a kind of job
-fits, how tightly, and who is cheapest. Free cores and memory differ from node to node and are amounts of the rows. Labels split groups only
-where a queued job asks for them, for else every host name would be a group of its own.
+fits, how tightly, and who is cheapest. Free cores and memory, and how long a node will stay, differ from node to node and are amounts of
+the rows. Labels split groups only where a queued job asks for them, for else every host name would be a group of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Container, Hashable, Iterable
-from operator import itemgetter
+from operator import gt, itemgetter
 from typing import Any, NamedTuple
 
 import msgspec
@@ -22,13 +22,19 @@ from services.matcher.ordered import Block, Ordered, Tally
 
 NodeKey = tuple[int, NodeId]
 """(price, node id): the order within a group."""
-Room = tuple[int, int]
-"""(free cores, free memory in MiB)."""
-CORES, MEMORY = itemgetter(0), itemgetter(1)
+Room = tuple[int, int, int]
+"""(free cores, free memory in MiB, when the node will be away)."""
+BusyKey = tuple[int, int, NodeId]
+"""(when its attempts are expected to end, added up; price; node id)."""
+BusyRoom = tuple[int, int, int, int]
+"""A room, and the price below zero."""
+CORES, MEMORY, LEAVES, PRICE = itemgetter(0), itemgetter(1), itemgetter(2), itemgetter(3)
+Tasks = tuple[int, int]
+"""(how many attempts are under way, when they are expected to end, added up)."""
 Label = tuple[str, str]
 
-BucketKey = tuple[tuple[int, ...], int, int]
-"""(kinds of the free cards, terms, tier)."""
+BucketKey = tuple[tuple[int, ...], int, int, bool]
+"""(kinds of the free cards, terms, tier, whether it will be away one day)."""
 How = tuple[int, int]
 """How a job fits: (cards left free, VRAM taken in MiB)."""
 Chosen = dict[Hashable, How | None]
@@ -48,29 +54,70 @@ class NodesByPrice(Ordered[NodeKey, Room]):
 
     @staticmethod
     def most(amounts: list[Room]) -> Room:
-        """The most cores and the most memory; one node need not have both."""
-        return max(map(CORES, amounts)), max(map(MEMORY, amounts))
+        """The most of everything; one node need not have all of it."""
+        return max(map(CORES, amounts)), max(map(MEMORY, amounts)), max(map(LEAVES, amounts))
 
     @staticmethod
     def more(one: Room, other: Room) -> Room:
         """The same of two."""
-        return max(one[0], other[0]), max(one[1], other[1])
+        return max(one[0], other[0]), max(one[1], other[1]), max(one[2], other[2])
 
     @staticmethod
     def reaches(amount: Room, most: Room) -> bool:
-        """Whether this node may be the one with the most of either."""
-        return amount[0] >= most[0] or amount[1] >= most[1]
+        """Whether this node may be the one with the most of something."""
+        return amount[0] >= most[0] or amount[1] >= most[1] or amount[2] >= most[2]
 
-    def first(self, cores: int, memory_mib: int, avoid: Container[NodeId]) -> NodeKey | None:
-        """The cheapest node with that much room that is not to be avoided."""
-        return self._search(self.root, cores, memory_mib, avoid)
+    def first(self, cores: int, memory_mib: int, avoid: Container[NodeId], until_ms: int = 0) -> NodeKey | None:
+        """The cheapest node with that much room, for that long, that is not to be avoided."""
+        return self._search(self.root, (cores, memory_mib, until_ms), avoid)
 
-    def _search(self, block: Block[NodeKey, Room], cores: int, memory_mib: int, avoid: Container[NodeId]) -> NodeKey | None:
+    def _search(self, block: Block[NodeKey, Room], least: Room, avoid: Container[NodeId]) -> NodeKey | None:
+        cores, memory_mib, until_ms = least
         for at, room in enumerate(block.amounts):
             self.tally.touched += 1
-            if room[0] >= cores and room[1] >= memory_mib:
+            if room[0] >= cores and room[1] >= memory_mib and room[2] >= until_ms:
                 if not block.leaf:
-                    found = self._search(block.items[at], cores, memory_mib, avoid)
+                    found = self._search(block.items[at], least, avoid)
+                    if found is not None:
+                        return found
+                elif block.items[at] not in avoid:
+                    return block.keys[at]
+        return None
+
+
+class NodesByBacklog(Ordered[BusyKey, BusyRoom]):
+    """Nodes of a group with equally many attempts under way, the one first whose attempts end first, all in all."""
+
+    __slots__ = ()
+
+    block_rows_max = 32
+
+    @staticmethod
+    def most(amounts: list[BusyRoom]) -> BusyRoom:
+        """The most of everything, and the lowest price."""
+        return max(map(CORES, amounts)), max(map(MEMORY, amounts)), max(map(LEAVES, amounts)), max(map(PRICE, amounts))
+
+    @staticmethod
+    def more(one: BusyRoom, other: BusyRoom) -> BusyRoom:
+        """The same of two."""
+        return max(one[0], other[0]), max(one[1], other[1]), max(one[2], other[2]), max(one[3], other[3])
+
+    @staticmethod
+    def reaches(amount: BusyRoom, most: BusyRoom) -> bool:
+        """Whether this node may be the one with the most of something."""
+        return any(one >= other for one, other in zip(amount, most, strict=True))
+
+    def first(self, least: BusyRoom, avoid: Container[NodeId]) -> BusyKey | None:
+        """The node with the least left to do that has so much of everything and is not to be avoided."""
+        return self._search(self.root, least, avoid)
+
+    def _search(self, block: Block[BusyKey, BusyRoom], least: BusyRoom, avoid: Container[NodeId]) -> BusyKey | None:
+        cores, memory_mib, until_ms, price = least
+        for at, room in enumerate(block.amounts):
+            self.tally.touched += 1
+            if room[0] >= cores and room[1] >= memory_mib and room[2] >= until_ms and room[3] >= price:
+                if not block.leaf:
+                    found = self._search(block.items[at], least, avoid)
                     if found is not None:
                         return found
                 elif block.items[at] not in avoid:
@@ -81,7 +128,7 @@ class NodesByPrice(Ordered[NodeKey, Room]):
 class Bucket:
     """Nodes that a job without a target can tell apart only by price and room."""
 
-    __slots__ = ("chosen", "door", "example", "free", "key", "nodes", "shapes")
+    __slots__ = ("busy", "chosen", "door", "ending", "example", "free", "key", "nodes", "shapes")
 
     def __init__(self, key: BucketKey, example: Node, free: tuple[Card, ...], chosen: Chosen, tally: Tally) -> None:
         self.key = key
@@ -90,7 +137,10 @@ class Bucket:
         self.free = free
         self.chosen = chosen
         self.door = door_of(example)
+        self.ending = key[3]
         self.nodes = NodesByPrice(tally)
+        self.busy: dict[int, NodesByBacklog] = {}
+        """The same nodes by how many attempts are under way there; kept only for a policy that asks for it."""
         self.shapes: dict[Any, How] = {}
         """The shapes of jobs that fit here; kept by the engine."""
 
@@ -125,7 +175,7 @@ class Terms(NamedTuple):
 class Row:
     """A node as the index has it."""
 
-    __slots__ = ("bucket", "cards", "key", "offer", "room", "terms", "tier_until_ms")
+    __slots__ = ("bucket", "cards", "changes_ms", "key", "offer", "room", "tasks", "terms")
 
     def __init__(self) -> None:
         self.offer: NodeOffered | None = None
@@ -134,15 +184,20 @@ class Row:
         self.terms = 0
         self.bucket: Bucket | None = None
         self.key: NodeKey = (0, "")
-        self.room: Room = (0, 0)
-        self.tier_until_ms = 0
+        self.room: Room = (0, 0, 0)
+        self.tasks: Tasks = (0, 0)
+        self.changes_ms = 0
+        """When it will be another node by the mere passing of time; 0: never."""
 
 
 class NodeIndex:
-    """Every node of the market, in its bucket while it may be matched."""
+    """Every node of the market, in its bucket while it may be matched. `by_backlog`: by the work that it expects, too."""
 
-    def __init__(self, tally: Tally) -> None:
+    def __init__(self, tally: Tally, by_backlog: bool = False) -> None:
         self.tally = tally
+        self.by_backlog = by_backlog
+        self.ending = 0
+        """How many of them will be away one day."""
         self.rows: dict[NodeId, Row] = {}
         self.buckets: dict[BucketKey, Bucket] = {}
         self.open: dict[Bucket, int] = {}
@@ -162,28 +217,53 @@ class NodeIndex:
         if row is None:
             row = self.rows[node_id] = Row()
         node = market.nodes.get(node_id)
-        if node is None or node.state is not NodeState.OFFERED or node_id in suspects:
+        leaves_ms, back_ms, _ = node.maintenance if node is not None and node.maintenance is not None else (FOR_EVER_MS, 0, "")
+        if back_ms <= now_ms:
+            leaves_ms = FOR_EVER_MS
+        row.changes_ms = 0 if leaves_ms == FOR_EVER_MS else leaves_ms if now_ms < leaves_ms else back_ms
+        if node is None or node.state is not NodeState.OFFERED or node_id in suspects or leaves_ms <= now_ms:
             self._leave(row)
             return False
         if row.offer is not node.offer:
             self._describe(row, node)
         tier = 0 if node.tier_until_ms <= now_ms else TIER_RANK[node.tier]
-        row.tier_until_ms = node.tier_until_ms if tier else 0
+        if tier:
+            row.changes_ms = min(row.changes_ms or FOR_EVER_MS, node.tier_until_ms)
         offer, taken = node.offer, node.taken
         free = tuple([kind for uuid, kind, _ in row.cards if uuid not in taken])
         key = (node.price_uusd_per_gpu_hour, node_id)
-        room = (offer.cores - node.cores_taken, offer.memory_mib - node.memory_taken_mib)
-        bucket_key = (free, row.terms, tier)
+        room = (offer.cores - node.cores_taken, offer.memory_mib - node.memory_taken_mib, leaves_ms)
+        tasks = self._tasks(row, node, now_ms) if self.by_backlog else (0, 0)
+        bucket_key = (free, row.terms, tier, leaves_ms != FOR_EVER_MS)
         bucket = self.buckets.get(bucket_key) or self._create(bucket_key, node, row)
         was = row.bucket
-        if bucket is was and key == row.key and room == row.room:
+        if bucket is was and key == row.key and room == row.room and tasks == row.tasks:
             return False
         improved = was is None or not _is_less(row, bucket_key, key[0], room)
         self._leave(row)
-        row.bucket, row.key, row.room = bucket, key, room
-        bucket.nodes.add(key, room, node_id)
-        self.open[bucket] = bucket.nodes.root.keys[0][0]
+        row.bucket, row.key, row.room, row.tasks = bucket, key, room, tasks
+        self._enter(row, bucket)
         return improved
+
+    def _tasks(self, row: Row, node: Node, now_ms: int) -> Tasks:
+        """What is under way there; an attempt that takes longer than was expected counts no more."""
+        ends = [end_ms for held in node.allocations.values() if (end_ms := held.since_ms + held.expected_ms) > now_ms]
+        if not ends:
+            return 0, 0
+        row.changes_ms = min(row.changes_ms or FOR_EVER_MS, *ends)
+        return len(ends), sum(ends)
+
+    def _enter(self, row: Row, bucket: Bucket) -> None:
+        key, room = row.key, row.room
+        bucket.nodes.add(key, room, key[1])
+        self.open[bucket] = bucket.nodes.root.keys[0][0]
+        self.ending += bucket.ending
+        if self.by_backlog:
+            number, ends_ms = row.tasks
+            group = bucket.busy.get(number)
+            if group is None:
+                group = bucket.busy[number] = NodesByBacklog(self.tally)
+            group.add((ends_ms, *key), (*room, -key[0]), key[1])
 
     def ask_labels(self, labels: Iterable[Label]) -> list[NodeId]:
         """Let groups tell these labels apart from now on; the nodes that have to be settled anew."""
@@ -201,6 +281,13 @@ class NodeIndex:
         if bucket is None:
             return
         bucket.nodes.remove(row.key)
+        self.ending -= bucket.ending
+        if self.by_backlog:
+            number, ends_ms = row.tasks
+            group = bucket.busy[number]
+            group.remove((ends_ms, *row.key))
+            if not group.size:
+                del bucket.busy[number]
         if bucket.nodes.size:
             self.open[bucket] = bucket.nodes.root.keys[0][0]
         else:
@@ -250,7 +337,7 @@ class NodeIndex:
             first_ms=0,
             updated_ms=0,
             updated_seq=0,
-            tier=node.tier if row.tier_until_ms else Tier.CLAIMED,
+            tier=node.tier if key[2] else Tier.CLAIMED,
             tier_until_ms=FOR_EVER_MS,
         )
         free = tuple(card for uuid, _, card in row.cards if uuid not in node.taken)
@@ -263,7 +350,7 @@ def _is_less(row: Row, key: BucketKey, price: int, room: Room) -> bool:
     """Whether a node offers nothing that it did not offer before: the same terms, no card, core, or memory more, and no lower price."""
     assert row.bucket is not None
     was = row.bucket.key
-    if was[1:] != key[1:] or price < row.key[0] or room[0] > row.room[0] or room[1] > row.room[1]:
+    if was[1:] != key[1:] or price < row.key[0] or any(map(gt, room, row.room)):
         return False
     before = iter(was[0])
     return all(kind in before for kind in key[0])

@@ -38,7 +38,7 @@ class Block(Generic[K, A]):
 
 
 class Ordered(Generic[K, A]):
-    """Rows by unique key, each with an amount and an id."""
+    """Rows by unique key, each with an amount and what it stands for (an id, mostly)."""
 
     __slots__ = ("root", "size", "tally")
 
@@ -77,7 +77,7 @@ class Ordered(Generic[K, A]):
         """A key that is not above the first row's; None when there is no row."""
         return self.root.keys[0] if self.size else None
 
-    def add(self, key: K, amount: A, item: str) -> None:
+    def add(self, key: K, amount: A, item: Any) -> None:
         """Put a row in its place. Its key is not there yet."""
         path, block = self._descend(key)
         index = bisect_left(block.keys, key)

@@ -13,7 +13,7 @@ from services.matcher.ordered import Block, Ordered
 
 ANY_PRICE = 10**18
 """What a job without a maximum would pay: more than any price."""
-NEVER = 1 << 200
+NEVER = 1 << 400
 """Above every order key."""
 
 

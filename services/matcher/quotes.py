@@ -33,7 +33,7 @@ class Funnel(NamedTuple):
 def quote(market: Market, request: QuoteRequest, buyer: Wallet, now_ms: int, suspects: Container[str] = frozenset()) -> QuoteAnswer:
     """The answer to a buyer's request, as the market stands now."""
     requirements = request.requirements
-    ask = Ask(requirements, buyer, request.max_price_uusd_per_gpu_hour)
+    ask = Ask(requirements, buyer, request.max_price_uusd_per_gpu_hour, org_id=request.org_id, timeout_s=request.timeout_s)
     scene = Scene(market, now_ms, suspects)
     found = funnel(ask, scene)
     able = sorted(found.could_run, key=lambda node: (node.price_uusd_per_gpu_hour, node.node_id))
@@ -64,8 +64,10 @@ def funnel(ask: Ask, scene: Scene) -> Funnel:
     for condition in CONDITIONS:
         words = condition.asked(ask)
         if words:
+            before = len(left)
             left = [node for node in left if condition.passes(ask, node, scene)]
-            steps.append(QuoteStep(condition.name, words, len(left)))
+            if len(left) < before or not condition.quiet:
+                steps.append(QuoteStep(condition.name, words, len(left)))
             if not left and failing is None and condition.static:
                 failing = condition.name
         if condition is LAST_STATIC:

@@ -94,6 +94,7 @@ SHORTFALLS: dict[str, Words] = {
     "not avoided": _avoided,
     "responding": lambda ask, node, scene: "it has not been heard of lately",
     "free": _free,
+    "limit": lambda ask, node, scene: "its price is more than your limits allow now",
     "maintenance": lambda ask, node, scene: "it will be away for maintenance before the job could end, or is",
 }
 

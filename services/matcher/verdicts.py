@@ -36,6 +36,9 @@ OF_THE_OFFER = frozenset(
 )
 """Conditions that two nodes with the same `offer_key` answer alike. Any other condition is asked of each node."""
 
+LIMIT = "limit"
+"""The one condition that is about the buyer, not about a node: whoever explains a wait asks it apart."""
+
 TIERS: dict[str, Nearness] = {
     "online": Nearness.AWAY,
     "maintenance": Nearness.AWAY,
@@ -106,7 +109,7 @@ class OfferKeys:
 def verdicts(ask: Ask, scene: Scene, nodes: Iterable[Node], keys: OfferKeys | None = None) -> Verdicts:
     """Ask all of these nodes. `keys` makes asking again cheaper."""
     keys = OfferKeys() if keys is None else keys
-    asked = tuple(condition for condition in CONDITIONS if condition.asked(ask))
+    asked = tuple(condition for condition in CONDITIONS if condition.asked(ask) and condition.name != LIMIT)
     alike = [(at, condition) for at, condition in enumerate(asked) if condition.name in OF_THE_OFFER]
     each = [(at, _fast(condition)) for at, condition in enumerate(asked) if condition.name not in OF_THE_OFFER]
     known: dict[Hashable, int] = {}
@@ -129,7 +132,14 @@ def verdicts(ask: Ask, scene: Scene, nodes: Iterable[Node], keys: OfferKeys | No
 
 def verdict(ask: Ask, scene: Scene, node: Node) -> Condition | None:
     """The first condition that one node does not meet, of those that the job has a word about."""
-    return next((condition for condition in CONDITIONS if condition.asked(ask) and not condition.passes(ask, node, scene)), None)
+    return next(
+        (
+            condition
+            for condition in CONDITIONS
+            if condition.name != LIMIT and condition.asked(ask) and not condition.passes(ask, node, scene)
+        ),
+        None,
+    )
 
 
 def _fast(condition: Condition) -> Callable[[Ask, Node, Scene], bool]:

@@ -18,6 +18,8 @@ from projections.market import Market
 from projections.nodes import Node, NodeState
 from services.matcher.changes import Question, smallest_change
 from services.matcher.feasibility import Ask, Scene, ask_of
+from services.matcher.limit_words import told
+from services.matcher.limits import cap_for
 from services.matcher.policies import POLICIES, order_key
 from services.matcher.quotes import node_free_in_s
 from services.matcher.shortfalls import shortfall
@@ -62,7 +64,11 @@ def why(market: Market, job: Job, moment: Moment, keys: OfferKeys | None = None)
     tiers = count_tiers(found)
     cause, text = cause_of(market, job, tiers, moment.now_ms)
     position, before = _before(market, job, moment)
-    steps = [Step(condition=row.name, asked=row.asked(ask), nodes=left) for row, left in zip(found.asked, found.left_after(), strict=True)]
+    steps, before_it = [], len(nodes)
+    for row, left in zip(found.asked, found.left_after(), strict=True):
+        if left < before_it or not row.quiet:
+            steps.append(Step(condition=row.name, asked=row.asked(ask), nodes=left))
+        before_it = left
     shown = _nearest(market, ask, scene, found)
     change = None if tiers.get(Nearness.FREE) else smallest_change(Question(job, ask, scene, before), found, keys)
     soonest_s = min((one.free_in_s for one in shown if one.free_in_s is not None), default=None)
@@ -102,6 +108,9 @@ def cause_of(market: Market, job: Job, tiers: dict[Nearness, int], now_ms: int) 
     most = market.policy.max_concurrent
     if most is not None and sum(market.states.get(state, 0) for state in HELD) >= most:
         return Cause.MARKET_FULL, f"the market runs {most} jobs at once, and so many run"
+    limit = told(market, job, now_ms)
+    if limit and (tiers.get(Nearness.FREE) or cap_for(market, job, now_ms) < 0):
+        return Cause.LIMIT, limit
     nearest = next((tier for tier in NEAREST_FIRST if tiers.get(tier)), Nearness.NEVER)
     number = tiers.get(nearest, 0)
     return CAUSES[nearest], _nearness(nearest, number, sum(tiers.values()))

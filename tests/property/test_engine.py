@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from random import Random
 from typing import Any
@@ -21,15 +22,16 @@ from events.values import Accept, Card, Isolation, Network, OrgRole, Tier
 from projections.job_states import HELD, MATCHED, QUEUED
 from projections.market import Market
 from projections.nodes import Node, free_cards
+from projections.parties import DAY_MS, spent_this_month_uusd, spent_today_uusd
 from services.matcher import engine, node_index, shapes
 from services.matcher.engine import Engine, Match
 from services.matcher.feasibility import Scene, ask_of, choose, choose_cards, obstacle
-from services.matcher.node_index import NodesByPrice
-from services.matcher.policies import order_key, rank
+from services.matcher.node_index import NodesByBacklog, NodesByPrice
+from services.matcher.policies import POLICIES, backlog_of, order_key, rank
 from services.matcher.price_index import PriceIndex
 
-WORLDS = settings.default.max_examples * 10 // 3
-"""200 on a developer's machine, 1,000 in CI."""
+WORLDS = int(os.environ.get("BAZAAR_WORLDS", settings.default.max_examples * 10 // 3))
+"""200 on a developer's machine, 1,000 in CI; `BAZAAR_WORLDS=100000` for a long run (docs/policies.md)."""
 
 BUYERS = (BUYER, wallet("alice"), SELLER)
 OWNERS = (SELLER, wallet("bob"))
@@ -97,7 +99,8 @@ def brute_force(state: Market, now_ms: int, suspects: set[str]) -> Match | None:
                 free = free_cards(node)
                 taken: tuple[Card, ...] | None = choose(free, asked)
                 assert taken is not None
-                return rank(node.price_uusd_per_gpu_hour, len(free) - len(taken), sum(card.vram_mib for card in taken), node.node_id)
+                best = rank(node.price_uusd_per_gpu_hour, len(free) - len(taken), sum(card.vram_mib for card in taken), node.node_id)
+                return backlog_of(state.policy, node, now_ms), best
 
             node = min(fitting, key=rank_of)
             cards = choose_cards(node, asked)
@@ -120,7 +123,9 @@ def submit(world: World, a: int, b: int, c: int) -> None:
         if not world.market.nodes:
             return
         asked["target_node"] = node_names(world)[target % len(world.market.nodes)]
-    changes = {"max_price": PRICES[b % len(PRICES)], "priority": (b // 7) % 3 * 25, "retries": 20}
+    changes: dict[str, Any] = {"max_price": PRICES[b % len(PRICES)], "priority": (b // 7) % 3 * 25, "retries": 20}
+    changes |= {"timeout_s": (10, 60, 3600)[b // 5 % 3], "estimate_s": (None, 5, 50)[b // 11 % 3], "org_id": (None, ORG)[b // 13 % 2]}
+    changes |= {"max_total_uusd": (None, None, 50_000)[b // 17 % 3]}
     world.submitted += 1
     world.try_event(By(BUYERS[c % len(BUYERS)], job_submitted(f"job{world.submitted}", **asked, **changes)))
 
@@ -150,6 +155,15 @@ def offer(world: World, a: int, b: int, c: int) -> None:
         odd = msgspec.structs.replace(offered.cards[0], model=MODELS[0], vram_mib=12_288, healthy=c // 41 % 2 == 0)
         offered = msgspec.structs.replace(offered, cards=(odd, *offered.cards[1:]))
     world.try_event(By(owner, offered))
+
+
+def plan(world: World, a: int, b: int, c: int) -> None:
+    """A node will be away soon, later, now, or not at all."""
+    if world.market.nodes:
+        node_id = node_names(world)[a % len(world.market.nodes)]
+        from_ms = world.now_ms + (b % 9 - 1) * 12_000
+        planned = make(nodes.NodeMaintenancePlanned, node_id=node_id, from_ms=from_ms, until_ms=from_ms + c % 4 * 15_000)
+        world.try_event(By(world.market.nodes[node_id].wallet, planned))
 
 
 def change_node(world: World, a: int, b: int, c: int) -> None:
@@ -189,8 +203,11 @@ def end_attempt(world: World, a: int, b: int, c: int) -> None:
         world.try_event(By(job.buyer, make(jobs.JobCancelRequested, job_id=attempt["job_id"])))
         return
     if b % 4 == 1:
-        for kind in (jobs.JobClaimed, jobs.JobStarted, jobs.JobSucceeded, jobs.GpusReleased):
+        for kind in (jobs.JobClaimed, jobs.JobStarted):
             world.try_event(By(owner, make(kind, **attempt)))
+        world.history.now_ms += c % 3 * 4000
+        world.try_event(By(owner, make(jobs.JobSucceeded, **attempt, ran_ms=c % 3 * 4000)))
+        world.try_event(By(owner, make(jobs.GpusReleased, **attempt)))
         return
     if b % 4 == 2:
         world.try_event(By(owner, make(jobs.JobDeclined, **attempt)))
@@ -218,12 +235,24 @@ def change_job(world: World, a: int, b: int, c: int) -> None:
     world.try_event(By(job.buyer, make(kind, job_id=job.submitted.job_id, **values)))
 
 
+def limit_changed(who: str, b: int, c: int) -> market.LimitChanged:
+    """Some cards, little money, both, or no limit any more."""
+    money: dict[str, Any] = ({}, {"spend_day_uusd": c % 7 * 30_000}, {"spend_month_uusd": c % 5 * 60_000})[b % 3]
+    return make(market.LimitChanged, party=who, gpus=(None, c % 4)[b // 3 % 2], **money)
+
+
+def set_policy(world: World, a: int, b: int, c: int) -> None:
+    name = sorted(POLICIES)[a % len(POLICIES)]
+    policy = Policy(name=name, ageing_s_per_point=b % 2 * 72, half_life_s=(60, 86400)[c % 2])
+    world.try_event(By(OPERATOR, make(market.PolicyChanged, policy=policy)))
+
+
 def change_market(world: World, a: int, b: int, c: int) -> None:
     member = {"org_id": ORG, "wallet": BUYERS[b % 2 + 1]}
     changes: tuple[Event | By, ...] = (
         By(OPERATOR, make(market.MatchingPaused)),
         By(OPERATOR, make(market.MatchingResumed)),
-        By(OPERATOR, make(market.PolicyChanged, policy=Policy(name=("priority", "fcfs")[b % 2], ageing_s_per_point=c % 2 * 72))),
+        *(By(OPERATOR, limit_changed(who, b, c)) for who in (BUYER, BUYERS[1], ORG, BUYER)),
         By(OPERATOR, make(market.PolicyChanged, policy=Policy(max_concurrent=None if b % 2 else c % 4 + 1))),
         By(BUYER, make(identity.MemberAdded, **member, role=OrgRole.MEMBER)),
         By(BUYER, make(identity.MemberRemoved, **member)),
@@ -232,7 +261,7 @@ def change_market(world: World, a: int, b: int, c: int) -> None:
 
 
 def wait(world: World, a: int, b: int, c: int) -> None:
-    world.history.now_ms += a % 20 * 1000
+    world.history.now_ms += b % 3 * DAY_MS if a % 13 == 0 else a % 20 * 1000
 
 
 def decide(world: World, a: int, b: int, c: int) -> None:
@@ -245,12 +274,15 @@ VERBS: tuple[Callable[[World, int, int, int], None], ...] = (
     submit_some,
     offer,
     offer,
+    offer,
     change_node,
+    plan,
     suspect,
     end_attempt,
     end_attempt,
     change_job,
     change_market,
+    set_policy,
     wait,
     decide,
     decide,
@@ -283,7 +315,9 @@ def test_so_it_does_when_its_lists_are_cramped(steps: list[Any]) -> None:
         mock.patch.object(NodesByPrice, "block_rows_max", 4),
         mock.patch.object(shapes, "SHAPES_MIN", 2),
         mock.patch.object(node_index, "BUCKETS_MIN", 2),
+        mock.patch.object(NodesByBacklog, "block_rows_max", 4),
         mock.patch.object(engine, "STALE_LABELS_MAX", 0),
+        mock.patch.object(engine, "ENDING_KEPT_MS", 1),
         mock.patch.object(engine, "FRESH_NODES_MAX", 1),
     ):
         play(steps).match()
@@ -323,6 +357,7 @@ def test_no_match_takes_what_is_taken_or_costs_more_or_offers_less_than_was_aske
         while (match := world.next_match()) is not None:
             check(world.market, match)
             world.fold_match(match)
+            check_limits(world, match)
 
 
 def check(state: Market, match: Match) -> None:
@@ -340,13 +375,29 @@ def check(state: Market, match: Match) -> None:
     assert node.memory_taken_mib + asked.memory_mib <= node.offer.memory_mib
 
 
+def check_limits(world: World, match: Match) -> None:
+    """After a match: its parties have no more than they may have, and cannot come to spend more, and the node stays for the run."""
+    state = world.market
+    job, node = state.jobs[match.job_id], state.nodes[match.node_id]
+    for name in (job.buyer, job.submitted.org_id or job.buyer):
+        limit, party = state.limits.get(name), state.parties[name]
+        if limit is None:
+            continue
+        assert limit.gpus is None or party.gpus <= limit.gpus or not match.cards
+        for most, spent in ((limit.spend_day_uusd, spent_today_uusd), (limit.spend_month_uusd, spent_this_month_uusd)):
+            assert most is None or spent(party, world.now_ms) + party.committed_uusd <= most
+    if node.maintenance is not None and world.now_ms < node.maintenance[1]:
+        assert world.now_ms + job.timeout_s * 1000 <= node.maintenance[0]
+
+
 def test_worlds_are_rich_enough_to_mean_something() -> None:
     """What the random worlds above are made of does lead to matches, requeues, waits and restricted nodes."""
-    world, chance = World(), Random(1)
+    world, chance = World(), Random(3)
     for _ in range(400):
         chance.choice(VERBS)(world, chance.randrange(20_000), chance.randrange(20_000), chance.randrange(20_000))
     assert START_MS < world.now_ms
     kinds = {type(record.event) for record in world.history.records}
     assert {jobs.JobMatched, jobs.JobRequeued, jobs.GpusReleased, nodes.NodeLost, market.PolicyChanged, jobs.JobRepriced} <= kinds
+    assert {nodes.NodeMaintenancePlanned, market.LimitChanged, jobs.JobSucceeded} <= kinds
     assert any(node.offer.accept is not Accept.ANYONE for node in world.market.nodes.values())
     assert job_id("job1") in world.market.jobs

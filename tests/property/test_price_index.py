@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import ge
 from random import Random
 from typing import Any
 
@@ -9,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.matcher.node_index import NodesByPrice
+from services.matcher.node_index import NodesByBacklog, NodesByPrice
 from services.matcher.ordered import Block, Tally
 from services.matcher.price_index import PriceIndex
+from services.matcher.share_index import ShareIndex, Unit
 
 
 class SmallPriceIndex(PriceIndex):
@@ -21,6 +23,10 @@ class SmallPriceIndex(PriceIndex):
 
 
 class SmallNodes(NodesByPrice):
+    block_rows_max = 4
+
+
+class SmallBusyNodes(NodesByBacklog):
     block_rows_max = 4
 
 
@@ -62,20 +68,67 @@ def test_the_first_job_that_pays_is_the_one_a_walk_would_find(kind: type[PriceIn
             assert sorted(rows) == check(index.root, index)
 
 
-@given(st.lists(st.tuples(st.booleans(), st.integers(0, 40), st.integers(0, 5), st.integers(0, 5)), max_size=150))
-def test_the_cheapest_node_with_room_is_the_one_a_walk_would_find(steps: list[tuple[bool, int, int, int]]) -> None:
+AMOUNT = st.integers(0, 5)
+NODE_STEPS = st.lists(st.tuples(st.booleans(), st.integers(0, 40), AMOUNT, AMOUNT, AMOUNT), max_size=150)
+
+
+@given(NODE_STEPS)
+def test_the_cheapest_node_with_room_is_the_one_a_walk_would_find(steps: list[tuple[bool, int, int, int, int]]) -> None:
     index, rows = SmallNodes(Tally()), {}
-    for add, number, cores, memory_mib in steps:
+    for add, number, *room in steps:
         key = (number // 7, f"n{number}")
         if add and key not in rows:
-            rows[key] = (cores, memory_mib)
+            rows[key] = (room[0], room[1], room[2])
             index.add(key, rows[key], key[1])
         elif not add and rows.pop(key, None) is not None:
             index.remove(key)
-        avoid = {f"n{cores}", f"n{memory_mib}"}
-        fitting = [key for key, room in rows.items() if room[0] >= cores and room[1] >= memory_mib and key[1] not in avoid]
-        assert min(fitting, default=None) == index.first(cores, memory_mib, avoid)
+        avoid = {f"n{room[0]}", f"n{room[1]}"}
+        fitting = [key for key, has in rows.items() if all(map(ge, has, room)) and key[1] not in avoid]
+        assert min(fitting, default=None) == index.first(room[0], room[1], avoid, room[2])
     assert sorted(rows) == check(index.root, index)
+
+
+@given(NODE_STEPS)
+def test_the_least_busy_node_is_the_one_a_walk_would_find(steps: list[tuple[bool, int, int, int, int]]) -> None:
+    index, rows = SmallBusyNodes(Tally()), {}
+    for add, number, *room in steps:
+        price = number % 7
+        key = (number // 7, price, f"n{number}")
+        if add and key not in rows:
+            rows[key] = (room[0], room[1], room[2], -price)
+            index.add(key, rows[key], key[2])
+        elif not add and rows.pop(key, None) is not None:
+            index.remove(key)
+        least, avoid = (room[0], room[1], room[2], -room[0]), {f"n{room[1]}"}
+        fitting = [key for key, has in rows.items() if all(map(ge, has, least)) and key[2] not in avoid]
+        assert min(fitting, default=None) == index.first(least, avoid)
+    assert sorted(rows) == check(index.root, index)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5), st.integers(0, 30), st.integers(0, 9)), max_size=150))
+def test_jobs_of_parties_that_move_are_found_in_their_order(steps: list[tuple[int, int, int, int]]) -> None:
+    index, ranks = ShareIndex(Tally()), list(range(6))
+    units = [Unit((str(number), None), number) for number in range(6)]
+    rows: dict[tuple[int, int], int] = {}
+    for verb, who, seq, price in steps:
+        unit, has = units[who], {one for one, _ in rows}
+        if verb == 0 and (who, seq) in rows:
+            del rows[who, seq]
+            assert (who in {one for one, _ in rows}) == index.take(unit, seq)
+        elif verb == 1:
+            ranks.append(max(ranks) + 1 if price % 2 else min(ranks) - 1)
+            if who in has:
+                index.leave(unit)
+            unit.rank = ranks[-1]
+            if who in has:
+                index.enter(unit)
+        elif (who, seq) not in rows:
+            rows[who, seq] = price
+            index.put(unit, seq, price, f"{who}.{seq}")
+        keys = {(units[one].low | at): f"{one}.{at}" for (one, at), pays in rows.items() if pays >= price}
+        walked = min(keys.items(), default=None)
+        assert walked == index.first(price)
+        assert len(rows) == index.size
 
 
 def test_an_index_that_was_emptied_is_as_good_as_new() -> None:

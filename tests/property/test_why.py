@@ -17,13 +17,14 @@ from projections.jobs import Job
 from projections.market import Market
 from projections.nodes import NodeState
 from services.matcher.changes import Question, advice, changed
-from services.matcher.feasibility import Scene, ask_of, could_run, obstacle
+from services.matcher.feasibility import CONDITIONS, Scene, ask_of, could_run, obstacle
 from services.matcher.policies import order_key
-from services.matcher.verdicts import OfferKeys, verdicts
+from services.matcher.verdicts import LIMIT, OfferKeys, verdicts
 from services.matcher.waits import WaitWatch
 from services.matcher.why import Moment, why
 
 WORLDS = settings.default.max_examples * 10 // 3
+ABOUT_NODES = tuple(condition for condition in CONDITIONS if condition.name != LIMIT)
 WAITING = (QUEUED, MATCHED, CLAIMED)
 
 
@@ -47,7 +48,7 @@ def test_every_node_says_of_every_job_what_the_matcher_asks_first(steps: list[An
         ask = ask_of(job)
         found = verdicts(ask, scene, world.market.nodes.values(), keys)
         for node in world.market.nodes.values():
-            expected = obstacle(ask, node, scene)
+            expected = obstacle(ask, node, scene, ABOUT_NODES)
             assert (expected and expected.name) == (found.failing(node.node_id) and found.failing(node.node_id).name)  # type: ignore[union-attr]
 
 

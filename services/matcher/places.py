@@ -1,0 +1,76 @@
+"""Which node is the best for a kind of job now. Pure; reads the index of nodes and changes nothing.
+
+Two questions: the cheapest node for a shape, whatever its jobs pay, which tells whether any job of it fits anywhere; and, under a policy
+that spreads work, the node with the least work left among those that a certain job pays for.
+"""
+
+from __future__ import annotations
+
+from services.matcher.feasibility import Scene, obstacle
+from services.matcher.node_index import Bucket, How, NodeIndex
+from services.matcher.policies import Rank, rank
+from services.matcher.shapes import Shape
+
+BusyRank = tuple[int, Rank]
+"""(work left in ms, rank)."""
+
+
+def cheapest(index: NodeIndex, shape: Shape, scene: Scene) -> Rank | None:
+    """The best node for jobs of this shape that its limits allow, whatever they pay."""
+    if shape.target is not None:
+        return _target(index, shape, scene)
+    best, most = None, shape.cap
+    buckets = index.open
+    index.tally.touched += len(buckets)
+    until_ms = scene.now_ms + shape.timeout_ms if shape.timeout_ms else 0
+    for bucket, price in buckets.items():
+        if price > most:
+            continue
+        how = bucket.shapes.get(shape)
+        if how is None:
+            continue
+        key = bucket.nodes.first(shape.cores, shape.memory_mib, shape.avoid, until_ms)
+        if key is not None and key[0] <= most:
+            place = rank(key[0], how[0], how[1], key[1])
+            if best is None or place < best:
+                best, most = place, key[0]
+    return best
+
+
+def least_busy(index: NodeIndex, shape: Shape, scene: Scene, most_uusd: int) -> BusyRank | None:
+    """The node with the least expected work left at which a job of this shape that pays so much may run."""
+    if shape.target is not None:
+        place = _target(index, shape, scene)
+        return None if place is None or place[0] > most_uusd else (0, place)
+    best = None
+    most_uusd = min(most_uusd, shape.cap)
+    for bucket in index.open:
+        how = bucket.shapes.get(shape)
+        if how is not None:
+            found = _least_busy_of(bucket, how, shape, scene, most_uusd)
+            if found is not None and (best is None or found < best):
+                best = found
+    return best
+
+
+def _least_busy_of(bucket: Bucket, how: How, shape: Shape, scene: Scene, most_uusd: int) -> BusyRank | None:
+    """Of nodes with equally many attempts under way the order never changes; so the first of each number is looked at."""
+    now_ms, best = scene.now_ms, None
+    least = (shape.cores, shape.memory_mib, now_ms + shape.timeout_ms if shape.timeout_ms else 0, -most_uusd)
+    for number, group in bucket.busy.items():
+        key = group.first(least, shape.avoid)
+        if key is not None:
+            found = (key[0] - number * now_ms, rank(key[1], how[0], how[1], key[2]))
+            if best is None or found < best:
+                best = found
+    return best
+
+
+def _target(index: NodeIndex, shape: Shape, scene: Scene) -> Rank | None:
+    index.tally.touched += 1
+    node = scene.market.nodes.get(shape.target or "")
+    if node is None or node.node_id in shape.avoid or node.price_uusd_per_gpu_hour > shape.cap:
+        return None
+    if obstacle(shape.ask, node, scene) is not None:
+        return None
+    return rank(node.price_uusd_per_gpu_hour, 0, 0, node.node_id)
