@@ -12,7 +12,7 @@ from events.errors import BazaarError
 from events.home import Settings, choose_wallet
 from events.market_client import ask_hello
 from events.values import Role
-from seller_agent.gpus import DetectedCard
+from seller_agent.cards import DetectedCard
 from seller_agent.machine import real_cards, size
 from seller_agent.runners.docker_host import socket_of
 from seller_agent.runners.docker_runner import DockerRunner

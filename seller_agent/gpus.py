@@ -1,219 +1,206 @@
-"""The cards of this machine, read through NVIDIA's management library, and simulated ones for trying things out.
+"""The cards of this machine as NVIDIA's management library tells them.
 
 The only module that imports pynvml. Every call of the library is wrapped: what a card does not support is simply unknown, a card that has
 fallen off the bus is unhealthy, and a machine without library or driver has no cards, with the reason. It decides nothing about offers.
+A card that is divided (MIG) is listed as its slices, each a card of its own with the UUID by which a job is given it.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import hashlib
-import queue
 import re
-import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
-from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 import pynvml
 
-from seller_agent.models import find_card
+from seller_agent.cards import MIB, CardTelemetry, DetectedCard, Inventory, NoCards, clean, faulty, idle, pci_address
 
-MIB = 1 << 20
-SIMULATED_DRIVER = "simulated"
-SIMULATED_CUDA = 12_080
+INDEX_MAX = 63
+DRIVER_REPLACED = "the driver was replaced under the running system: drain the node, then restart the machine"
+SLICES_NEEDED = "its MIG mode is on and it has no slices: make some (nvidia-smi mig), or turn that mode off"
 
 T = TypeVar("T")
 
-
-class NoCards(StrEnum):
-    """Why there is nothing to list."""
-
-    LIBRARY_ABSENT = "library_absent"  # libnvidia-ml.so.1 is not installed: a machine without NVIDIA cards, or without their driver
-    DRIVER_ABSENT = "driver_absent"  # the kernel module is not loaded
-    DRIVER_MISMATCH = "driver_mismatch"  # the driver was replaced under the running kernel module: reboot
-    NO_PERMISSION = "no_permission"
-    NONE_FOUND = "none_found"  # driver and library are fine, there is no card
-    FAILED = "failed"
+_GONE = frozenset({pynvml.NVML_ERROR_GPU_IS_LOST, pynvml.NVML_ERROR_RESET_REQUIRED, pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH})
+"""What is told of one value and means that nothing more can be had of the card."""
+_STALE = frozenset({pynvml.NVML_ERROR_UNINITIALIZED, pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH, pynvml.NVML_ERROR_DRIVER_NOT_LOADED})
+"""After these the library must be initialised anew, or it will never answer otherwise."""
 
 
-class DetectedCard(msgspec.Struct, frozen=True, kw_only=True):
-    """One card. `cuda` as NVML gives it: 12040 is 12.4, 0 is unknown. `fault` says why a card is not healthy."""
+class Nvml:
+    """The library, initialised once and again when it must be: doing so for every reading may cost a second on a card that sleeps."""
 
-    index: int
-    uuid: str
-    model: str
-    vram_mib: int
-    driver: str = ""
-    cuda: int = 0
-    pci: str = ""
-    healthy: bool = True
-    fault: str = ""
-    simulated: bool = False
-    compute_capability: str = ""
-    mig: bool = False
+    def __init__(self) -> None:
+        self._is_up = False
 
+    def inventory(self, known: Iterable[DetectedCard] = ()) -> Inventory:
+        """Every card. `known` lends their names to cards that no longer tell their own. May block for seconds, or for ever."""
+        self.close()  # the count of cards is told once for each initialisation
+        try:
+            with self._library():
+                return _inventory(tuple(known))
+        except pynvml.NVMLError as error:
+            return Inventory(reason=_why_none(error), detail=_words(error))
 
-class Inventory(msgspec.Struct, frozen=True, kw_only=True):
-    """All cards, or why there are none."""
+    def telemetry(self, cards: Iterable[DetectedCard]) -> tuple[CardTelemetry, ...]:
+        """What the given cards are doing, in their order. May block for seconds, or for ever."""
+        asked = tuple(cards)
+        try:
+            with self._library():
+                readings = tuple(_telemetry(card) for card in asked)
+        except pynvml.NVMLError as error:
+            return tuple(faulty(card, _fault(error)) for card in asked)
+        if not all(reading.healthy for reading in readings):
+            self.close()  # a card that was reset, or put back, is seen only by a library that looks again
+        return readings
 
-    cards: tuple[DetectedCard, ...] = ()
-    reason: NoCards | None = None
-    detail: str = ""
+    def close(self) -> None:
+        """Let go of the driver."""
+        if self._is_up:
+            self._is_up = False
+            with contextlib.suppress(pynvml.NVMLError):
+                pynvml.nvmlShutdown()
 
-
-class CardTelemetry(msgspec.Struct, frozen=True, kw_only=True):
-    """What one card is doing now; None is not known (many consumer cards do not tell everything)."""
-
-    index: int
-    uuid: str
-    healthy: bool = True
-    fault: str = ""
-    utilisation_percent: int | None = None
-    memory_used_mib: int | None = None
-    temperature_c: int | None = None
-    power_mw: int | None = None
-    ecc_errors: int | None = None
-    """Uncorrected, since the driver was loaded."""
-    pids: tuple[int, ...] | None = None
-    """Processes that compute on it, as the host numbers them."""
-
-
-class NvmlHung(Exception):
-    """The library has not answered in time; a hung driver cannot be interrupted, only waited for."""
+    @contextlib.contextmanager
+    def _library(self) -> Iterator[None]:
+        if not self._is_up:
+            pynvml.nvmlInit()
+            self._is_up = True
+        try:
+            yield
+        except pynvml.NVMLError as error:
+            if error.value in _STALE:
+                self.close()
+            raise
 
 
 def inventory(known: Iterable[DetectedCard] = ()) -> Inventory:
-    """Every card of this machine. `known` lends their names to cards that no longer tell their own. May block for seconds."""
+    """Every NVIDIA card of this machine, once. May block for seconds."""
+    nvml = Nvml()
     try:
-        with _library():
-            count = pynvml.nvmlDeviceGetCount()
-            driver = _clean(_ask(pynvml.nvmlSystemGetDriverVersion) or "", r"[^A-Za-z0-9._+-]")[:32]
-            cuda = int(_ask(pynvml.nvmlSystemGetCudaDriverVersion_v2) or 0)
-            by_index = {card.index: card for card in known}
-            cards = [_card(index, driver, cuda, by_index.get(index)) for index in range(count)]
-    except pynvml.NVMLError as error:
-        return Inventory(reason=_why_none(error), detail=str(error))
-    found = tuple(card for card in cards if card is not None)
-    if len(found) < count:
-        return Inventory(cards=found, detail=f"{count - len(found)} of {count} cards do not answer")
-    return Inventory(cards=found, reason=None if found else NoCards.NONE_FOUND)
-
-
-def telemetry(known: Iterable[DetectedCard]) -> tuple[CardTelemetry, ...]:
-    """What the given cards are doing, in their order; simulated ones do nothing. May block for seconds."""
-    cards = tuple(known)
-    if all(card.simulated for card in cards):
-        return tuple(_idle(card) for card in cards)
-    try:
-        with _library():
-            return tuple(_idle(card) if card.simulated else _telemetry(card) for card in cards)
-    except pynvml.NVMLError as error:
-        return tuple(_idle(card) if card.simulated else _faulty(card, error) for card in cards)
-
-
-def simulate(text: str, node_id: str, first_index: int = 0) -> tuple[DetectedCard, ...]:
-    """Cards that do not exist, from `2xRTX 4090`, `H100`, `2xRTX 4090:24GB` or `1xA100 80GB`. Raises ValueError with the form.
-
-    Their UUIDs depend on node and index alone, so that they are the same after every restart.
-    """
-    match = re.fullmatch(r"\s*(?:(\d{1,2})\s*[xX×*]\s*)?(\S.*?)(?:\s*:\s*|\s+)(\d+)\s*(GB|GiB|G)\s*", text)
-    match = match or re.fullmatch(r"\s*(?:(\d{1,2})\s*[xX×*]\s*)?([^\s:][^:]*?)()()\s*", text)
-    if match is None:
-        raise ValueError(_form(text))
-    count, name, size, unit = int(match[1] or 1), " ".join(match[2].split()), match[3], match[4]
-    if not 1 <= count <= 64 or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 ._()/+-]{0,63}", name):
-        raise ValueError(_form(text))
-    model, vram_mib = _model(text, name, size, unit)
-    return tuple(
-        DetectedCard(
-            index=index,
-            uuid="SIM-" + hashlib.sha256(f"{node_id}/{index}".encode()).hexdigest()[:32],
-            model=model,
-            vram_mib=vram_mib,
-            driver=SIMULATED_DRIVER,
-            cuda=SIMULATED_CUDA,
-            simulated=True,
-        )
-        for index in range(first_index, first_index + count)
-    )
-
-
-def _model(text: str, name: str, size: str, unit: str) -> tuple[str, int]:
-    """Full name and memory: of the card that is meant, or as given for one that nobody knows."""
-    known = find_card(name, int(size) if size else None)
-    if known is not None:
-        return known.name, known.vram_mib
-    if not size:
-        raise ValueError(f"No card is known as {name!r}: add its memory, as in '{name}:24GB'.")
-    vram_mib = int(size) * 1024 if unit == "GiB" else int(size) * 10**9 // MIB
-    if not 1 <= vram_mib <= 1 << 24:
-        raise ValueError(_form(text))
-    namesake = find_card(name)
-    return namesake.name if namesake is not None else name, vram_mib
-
-
-def _form(text: str) -> str:
-    return (
-        f"{text[:80]!r} names no cards to simulate. Write COUNTxMODEL with a count up to 64, as in '2xRTX 4090'; "
-        "a model that nobody knows needs its memory too, as in '1xMy Card:24GB'."
-    )
-
-
-@contextlib.contextmanager
-def _library() -> Iterator[None]:
-    pynvml.nvmlInit()
-    try:
-        yield
+        return nvml.inventory(known)
     finally:
-        with contextlib.suppress(pynvml.NVMLError):
-            pynvml.nvmlShutdown()
+        nvml.close()
+
+
+def telemetry(cards: Iterable[DetectedCard]) -> tuple[CardTelemetry, ...]:
+    """What the given cards are doing, in their order, once; simulated ones do nothing. May block for seconds."""
+    asked = tuple(cards)
+    real = tuple(card for card in asked if not card.simulated)
+    nvml = Nvml()
+    try:
+        readings = {reading.uuid: reading for reading in nvml.telemetry(real)} if real else {}
+    finally:
+        nvml.close()
+    return tuple(readings.get(card.uuid) or idle(card) for card in asked)
+
+
+def driver_version() -> str | None:
+    """The version of the driver; None without one. May block."""
+    nvml = Nvml()
+    try:
+        with nvml._library():
+            return clean(pynvml.nvmlSystemGetDriverVersion(), r"[^A-Za-z0-9._+-]")[:32]
+    except pynvml.NVMLError:
+        return None
+    finally:
+        nvml.close()
 
 
 def _ask(function: Callable[..., T], *arguments: Any) -> T | None:
-    """One value of the library; None where the card or the driver does not have it. A lost card raises."""
+    """One value of the library; None where the card or the driver does not have it, or says nonsense. A lost card raises."""
     try:
         return function(*arguments)
     except pynvml.NVMLError as error:
-        if error.value == pynvml.NVML_ERROR_GPU_IS_LOST:
+        if error.value in _GONE:
             raise
         return None
+    except ValueError:
+        return None  # bytes that are no text
 
 
-def _text(value: Any) -> str:
-    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+def _inventory(known: tuple[DetectedCard, ...]) -> Inventory:
+    count = pynvml.nvmlDeviceGetCount()
+    driver = clean(_ask(pynvml.nvmlSystemGetDriverVersion) or "", r"[^A-Za-z0-9._+-]")[:32]
+    cuda = int(_ask(pynvml.nvmlSystemGetCudaDriverVersion_v2) or 0)
+    cards: list[DetectedCard] = []
+    missing, place = 0, 0
+    for number in range(count):
+        found = _cards(number, place, driver, cuda) or _as_lost(known, place)
+        missing += not found
+        cards += found
+        place += max(1, len(found))
+    listed = tuple(card for card in cards if card.index <= INDEX_MAX)
+    detail = f"{missing} of {count} cards do not answer" if missing else ""
+    return Inventory(cards=listed, reason=None if listed or missing else NoCards.NONE_FOUND, detail=detail)
 
 
-def _clean(value: Any, forbidden: str = r"[^A-Za-z0-9 ._()/+-]") -> str:
-    """A name as the market accepts names: whatever a driver says, nothing in it can be taken for a command."""
-    return re.sub(r"\s+", " ", re.sub(forbidden, " ", _text(value))).strip()[:64]
+def _as_lost(known: tuple[DetectedCard, ...], place: int) -> list[DetectedCard]:
+    """The card that was at this place, or its slices, now that it does not answer; nothing when nobody knew it."""
+    first = next((card for card in known if card.index == place), None)
+    if first is None:
+        return []
+    fault = _fault(pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST))
+    pieces = [card for card in known if card.mig and card.pci == first.pci] if first.mig else [first]
+    return [msgspec.structs.replace(card, healthy=False, fault=fault) for card in pieces]
 
 
-def _card(index: int, driver: str, cuda: int, known: DetectedCard | None) -> DetectedCard | None:
-    """One card; an unhealthy copy of what was known of it when it has fallen off the bus; None when nothing was."""
+def _cards(number: int, place: int, driver: str, cuda: int) -> list[DetectedCard]:
+    """What the device of this number is let as, numbered from `place` on: itself, or its slices; nothing when it does not answer."""
     try:
-        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-        uuid = _clean(pynvml.nvmlDeviceGetUUID(handle))
-        pci = _ask(pynvml.nvmlDeviceGetPciInfo, handle)
-        mig = _ask(pynvml.nvmlDeviceGetMigMode, handle)
-        fault = "its MIG mode is on: it cannot be let as a whole" if mig is not None and mig[0] == 1 else ""
-        return DetectedCard(
-            index=index,
-            uuid=uuid,
-            model=_clean(_ask(pynvml.nvmlDeviceGetName, handle) or "unknown"),
-            vram_mib=_memory_mib(handle),
-            driver=driver,
-            cuda=cuda,
-            pci=_clean(pci.busId, r"[^0-9A-Fa-f:.]").lower() if pci is not None else "",
-            healthy=not fault,
-            fault=fault,
-        )
+        handle = pynvml.nvmlDeviceGetHandleByIndex(number)
+        whole = _card(handle, place, driver, cuda)
+        mode = _ask(pynvml.nvmlDeviceGetMigMode, handle)
+        if mode is None or mode[0] != 1:
+            return [whole]
+        slices = [_slice(piece, whole, place + offset) for offset, piece in enumerate(_slices(handle))]
+        return slices or [msgspec.structs.replace(whole, healthy=False, fault=SLICES_NEEDED)]
     except pynvml.NVMLError as error:
-        return msgspec.structs.replace(known, healthy=False, fault=_fault(error)) if known is not None else None
+        if error.value in _STALE:
+            raise
+        return []
+    except ValueError:
+        return []  # an UUID that is no text
+
+
+def _card(handle: Any, index: int, driver: str, cuda: int) -> DetectedCard:
+    pci = _ask(pynvml.nvmlDeviceGetPciInfo, handle)
+    capability = _ask(pynvml.nvmlDeviceGetCudaComputeCapability, handle)
+    return DetectedCard(
+        index=index,
+        uuid=clean(pynvml.nvmlDeviceGetUUID(handle), r"[^A-Za-z0-9-]"),
+        model=clean(_ask(pynvml.nvmlDeviceGetName, handle) or "") or "unknown",
+        vram_mib=_memory_mib(handle),
+        driver=driver,
+        cuda=cuda,
+        pci=pci_address(pci.busId) if pci is not None else "",
+        compute_capability="" if capability is None else f"{capability[0]}.{capability[1]}",
+    )
+
+
+def _slices(handle: Any) -> list[Any]:
+    """The handles of a card's slices; numbers without one are skipped."""
+    found = []
+    for number in range(int(_ask(pynvml.nvmlDeviceGetMaxMigDeviceCount, handle) or 0)):
+        piece = _ask(pynvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, number)
+        if piece is not None:
+            found.append(piece)
+    return found
+
+
+def _slice(handle: Any, whole: DetectedCard, index: int) -> DetectedCard:
+    memory = _ask(pynvml.nvmlDeviceGetMemoryInfo, handle)
+    return msgspec.structs.replace(
+        whole,
+        index=index,
+        uuid=clean(pynvml.nvmlDeviceGetUUID(handle), r"[^A-Za-z0-9-]"),
+        model=clean(_ask(pynvml.nvmlDeviceGetName, handle) or f"{whole.model} MIG"),
+        vram_mib=int(memory.total) // MIB if memory is not None else 0,
+        mig=True,
+    )
 
 
 def _memory_mib(handle: Any) -> int:
@@ -230,38 +217,46 @@ def _memory_mib(handle: Any) -> int:
 def _telemetry(card: DetectedCard) -> CardTelemetry:
     try:
         handle = pynvml.nvmlDeviceGetHandleByUUID(card.uuid)
+        # A slice has no sensors of its own: what its card tells holds for it.
+        sensors = _ask(pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle, handle) if card.mig else handle
         load = _ask(pynvml.nvmlDeviceGetUtilizationRates, handle)
         memory = _ask(pynvml.nvmlDeviceGetMemoryInfo, handle)
         processes = _ask(pynvml.nvmlDeviceGetComputeRunningProcesses, handle)
         ecc = (pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, pynvml.NVML_VOLATILE_ECC)
+        errors = _ask(pynvml.nvmlDeviceGetTotalEccErrors, sensors, *ecc)
         return CardTelemetry(
             index=card.index,
             uuid=card.uuid,
             utilisation_percent=int(load.gpu) if load is not None else None,
             memory_used_mib=int(memory.used) // MIB if memory is not None else None,
-            temperature_c=_ask(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU),
-            power_mw=_ask(pynvml.nvmlDeviceGetPowerUsage, handle),
-            ecc_errors=_ask(pynvml.nvmlDeviceGetTotalEccErrors, handle, *ecc),
+            temperature_c=_ask(pynvml.nvmlDeviceGetTemperature, sensors, pynvml.NVML_TEMPERATURE_GPU),
+            power_mw=_ask(pynvml.nvmlDeviceGetPowerUsage, sensors),
+            ecc_errors=None if errors is None else int(errors),
             pids=tuple(sorted(int(process.pid) for process in processes)) if processes is not None else None,
         )
     except pynvml.NVMLError as error:
-        return _faulty(card, error)
-
-
-def _idle(card: DetectedCard) -> CardTelemetry:
-    return CardTelemetry(index=card.index, uuid=card.uuid, utilisation_percent=0, memory_used_mib=0, pids=())
-
-
-def _faulty(card: DetectedCard, error: pynvml.NVMLError) -> CardTelemetry:
-    return CardTelemetry(index=card.index, uuid=card.uuid, healthy=False, fault=_fault(error))
+        if error.value in _STALE:
+            raise
+        return faulty(card, _fault(error))
 
 
 def _fault(error: pynvml.NVMLError) -> str:
-    if error.value == pynvml.NVML_ERROR_GPU_IS_LOST:
-        return "it has fallen off the bus: the machine must be restarted"
-    if error.value == pynvml.NVML_ERROR_NOT_FOUND:
-        return "it is not there any more"
-    return f"it does not answer: {error}"
+    match error.value:
+        case pynvml.NVML_ERROR_GPU_IS_LOST:
+            return "it has fallen off the bus: the machine must be restarted"
+        case pynvml.NVML_ERROR_RESET_REQUIRED:
+            return "it must be reset: nvidia-smi --gpu-reset"
+        case pynvml.NVML_ERROR_NOT_FOUND:
+            return "it is not there any more"
+        case pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH:
+            return DRIVER_REPLACED
+        case pynvml.NVML_ERROR_DRIVER_NOT_LOADED:
+            return "the driver is not loaded any more"
+    return f"it does not answer: {_words(error)}"
+
+
+def _words(error: pynvml.NVMLError) -> str:
+    return clean(error, r"[^ -~]")
 
 
 def _why_none(error: pynvml.NVMLError) -> NoCards:
@@ -271,53 +266,3 @@ def _why_none(error: pynvml.NVMLError) -> NoCards:
         pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: NoCards.DRIVER_MISMATCH,
         pynvml.NVML_ERROR_NO_PERMISSION: NoCards.NO_PERMISSION,
     }.get(error.value, NoCards.FAILED)
-
-
-class NvmlReader:
-    """Reads the cards in a thread of its own, so that a hung driver stops nobody: a call that takes too long raises NvmlHung,
-    and so does every further one at once until the driver has answered."""
-
-    def __init__(self, timeout_s: float = 5.0) -> None:
-        self._timeout_s = timeout_s
-        self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
-        self._busy: Future[Any] | None = None
-
-    async def inventory(self, known: Iterable[DetectedCard] = ()) -> Inventory:
-        """`inventory`, or NvmlHung."""
-        return await self._read(lambda: inventory(known))
-
-    async def telemetry(self, known: Iterable[DetectedCard]) -> tuple[CardTelemetry, ...]:
-        """`telemetry`, or NvmlHung."""
-        return await self._read(lambda: telemetry(known))
-
-    def close(self) -> None:
-        """Let the thread end; one that hangs is left to end with the process."""
-        if self._thread is not None:
-            self._calls.put(None)
-            self._thread = None
-
-    async def _read(self, function: Callable[[], T]) -> T:
-        if self._busy is not None and not self._busy.done():
-            raise NvmlHung("The graphics driver has not answered an earlier question yet. Try nvidia-smi; if it hangs too, restart.")
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="nvml", daemon=True)
-            self._thread.start()
-        future: Future[T] = Future()
-        self._busy = future
-
-        def call() -> None:
-            try:
-                future.set_result(function())
-            except BaseException as error:
-                future.set_exception(error)
-
-        self._calls.put(call)
-        try:
-            return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(future)), self._timeout_s)
-        except TimeoutError:
-            raise NvmlHung(f"The graphics driver has not answered for {self._timeout_s:g} s.") from None
-
-    def _work(self) -> None:
-        while (call := self._calls.get()) is not None:
-            call()

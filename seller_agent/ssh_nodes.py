@@ -23,7 +23,7 @@ from events.values import Accept, Isolation
 from events.wire import BeatCard
 from seller_agent.agent import Agent
 from seller_agent.beats import NodeIdentity
-from seller_agent.gpus import CardTelemetry, DetectedCard
+from seller_agent.cards import CardTelemetry, DetectedCard
 from seller_agent.machine import CardWatch, agent_boot, boot_id, offered_card, simulated_cards
 from seller_agent.offers import TAKES_ANYONE, Terms, cards_offered
 from seller_agent.owned_nodes import Started, read_started

@@ -19,7 +19,8 @@ HERE = Path(__file__).parent
 PRELUDE = """
 import asyncio, pathlib, sys
 import msgspec
-from seller_agent.gpus import NvmlHung, NvmlReader, inventory, telemetry
+from seller_agent.card_reader import CardReader, CardsHung
+from seller_agent.gpus import Nvml, inventory, telemetry
 state = pathlib.Path(sys.argv[1])
 def say(value):
     print(msgspec.json.encode(value).decode())
@@ -79,6 +80,9 @@ def test_every_card_is_listed_with_what_its_driver_says(machine: Machine) -> Non
         "healthy": True,
         "fault": "",
         "simulated": False,
+        "compute_capability": "8.9",
+        "mig": False,
+        "vendor": "nvidia",
     } == found["cards"][0]
     assert "NVIDIA A100-SXM4-80GB" == found["cards"][1]["model"]
 
@@ -137,11 +141,62 @@ def test_a_card_that_shares_the_machines_memory_is_given_the_machines(machine: M
     assert total_kib // 1024 == found["cards"][0]["vram_mib"]
 
 
-def test_errors_in_memory_and_mig_mode_are_told(machine: Machine) -> None:
-    found, pulse = machine.run("count 1\necc 0 3\nmig 0 1\n", "found = inventory()\nsay(found)\nsay(telemetry(found.cards)[0])")
-    assert not found["cards"][0]["healthy"]
-    assert "MIG" in found["cards"][0]["fault"]
+def test_errors_in_memory_are_told(machine: Machine) -> None:
+    [pulse] = machine.run("count 1\necc 0 3\n", "say(telemetry(inventory().cards)[0])")
     assert 3 == pulse["ecc_errors"]
+
+
+def test_a_divided_card_is_offered_as_its_slices(machine: Machine) -> None:
+    found, pulses = machine.run("count 3\nmig 1 2\nload 1 50\n", "found = inventory()\nsay(found)\nsay(telemetry(found.cards))")
+    cards = found["cards"]
+    assert [0, 1, 2, 3] == [card["index"] for card in cards]
+    assert [False, True, True, False] == [card["mig"] for card in cards]
+    assert ["MIG-00000001-aaaa-bbbb-cccc-000000000000", "MIG-00000001-aaaa-bbbb-cccc-000000000001"] == [card["uuid"] for card in cards[1:3]]
+    assert ("NVIDIA GeForce RTX 4090 MIG 1g.3gb", 3072, cards[1]["pci"]) == tuple(cards[2][name] for name in ("model", "vram_mib", "pci"))
+    assert (True, 12, 41, 61000, None) == tuple(
+        pulses[1][name] for name in ("healthy", "memory_used_mib", "temperature_c", "power_mw", "utilisation_percent")
+    )
+
+
+def test_a_card_in_mig_mode_without_slices_is_listed_and_not_let(machine: Machine) -> None:
+    [card] = machine.inventory("count 1\nmig 0 -1\n")["cards"]
+    assert (False, False) == (card["healthy"], card["mig"])
+    assert "no slices" in card["fault"]
+
+
+def test_slices_of_a_lost_card_are_all_ill(machine: Machine) -> None:
+    [after] = machine.run(
+        "count 2\nmig 0 3\n", 'known = inventory().cards\nstate.write_text("count 2\\nmig 0 3\\nfails 0 15\\n")\nsay(inventory(known))'
+    )
+    assert [False, False, False, True] == [card["healthy"] for card in after["cards"]]
+    assert [0, 1, 2, 3] == [card["index"] for card in after["cards"]]
+
+
+def test_a_driver_replaced_under_us_is_said_and_forgiven_when_it_fits_again(machine: Machine) -> None:
+    during, still, after = machine.run(
+        "count 1\n",
+        """
+nvml = Nvml()
+cards = nvml.inventory().cards
+state.write_text("count 1\\nstale 18\\n")
+say(nvml.telemetry(cards))
+state.write_text("count 1\\ninit 18\\n")
+say(nvml.telemetry(cards))
+state.write_text("count 1\\n")
+say(nvml.telemetry(cards))
+""",
+    )
+    for told in (during, still):
+        assert not told[0]["healthy"]
+        assert "drain the node" in told[0]["fault"]
+    assert after[0]["healthy"]
+
+
+def test_the_library_is_not_initialised_anew_for_each_reading(machine: Machine) -> None:
+    [pulse] = machine.run(
+        "count 1\n", 'nvml = Nvml()\ncards = nvml.inventory().cards\nstate.write_text("count 1\\ninit 9\\n")\nsay(nvml.telemetry(cards))'
+    )
+    assert pulse[0]["healthy"]
 
 
 def test_a_hostile_product_name_cannot_reach_a_terminal(machine: Machine) -> None:
@@ -159,19 +214,15 @@ def test_a_hung_driver_stops_nobody_and_is_forgiven_when_it_answers(machine: Mac
         "count 1\nhang 1\n",
         """
 async def main():
-    reader = NvmlReader(timeout_s=0.2)
-    for _ in range(2):
-        try:
-            await reader.inventory()
-        except NvmlHung as error:
-            say(str(error))
+    reader = CardReader(timeout_s=0.2)
+    say((await reader.inventory()).detail)
+    try:
+        await reader.telemetry([])
+    except CardsHung as error:
+        say(str(error))
     state.write_text("count 1\\n")
-    while True:
-        try:
-            found = await reader.inventory()
-            break
-        except NvmlHung:
-            await asyncio.sleep(0.01)
+    while not (found := await reader.inventory()).cards:
+        await asyncio.sleep(0.01)
     say(len(found.cards))
     say(len(await reader.telemetry(found.cards)))
     reader.close()
