@@ -122,7 +122,7 @@ class Mux:
     """One end. `opens`: the buyer's, which opens the streams."""
 
     def __init__(self, keys: Keys, *, opens: bool) -> None:
-        self._sealer, self._unsealer = Sealer(keys.sending), Unsealer(keys.receiving)
+        self._sealer, self._unsealer = Sealer(keys.sending, keys.cipher), Unsealer(keys.receiving, keys.cipher)
         self._opens = opens
         self._streams: dict[int, _Stream] = {}
         self._highest = 0
