@@ -6,6 +6,7 @@ Also tells the runner when a run may take longer. Keeps the last look for the he
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, NamedTuple, Protocol
@@ -112,11 +113,16 @@ class Watcher:
         self._seen: dict[int, _Seen] = {}
         self.on_warning: Callable[[], None] = lambda: None
         """A run is warned now that was not before."""
+        self._period_s = PERIOD_S
+        self._sooner = asyncio.Event()
         self._extending = asyncio.Lock()
 
     def watch(self, attempt: Attempt) -> None:
         """The run is there as of now, as its status says."""
         self._seen.setdefault(attempt.epoch, _Seen(attempt, _boot_ms()))
+        if (period_s := _period_s(attempt)) < self._period_s:
+            self._period_s = period_s
+            self._sooner.set()
 
     def look(self, epoch: int) -> Look:
         """The run as last looked at."""
@@ -126,10 +132,11 @@ class Watcher:
     async def run(self, cards: Readings) -> None:
         """Look for ever."""
         while True:
-            await asyncio.sleep(self._period_s())
+            await self._pause()
             running = [attempt for attempt in self._around.attempts.values() if attempt.run is Run.RUNNING]
             known = {attempt.epoch for attempt in running}
             self._seen = {epoch: seen for epoch, seen in self._seen.items() if epoch in known}
+            self._period_s = min([PERIOD_S, *map(_period_s, running)])
             watched = [attempt for attempt in running if attempt.stop is None and attempt.epoch in self._seen]
             uses = await asyncio.gather(*(self._use(attempt) for attempt in watched))
             readings = {reading.uuid: (min(100, reading.gpu_percent), reading.memory_used_mib) for reading in cards.readings()}
@@ -142,14 +149,13 @@ class Watcher:
                     self._look_at(attempt, seen, use, readings | doing)
             cards.show_simulated(simulated)
 
-    def _period_s(self) -> float:
-        """Four looks at the least between the warning of a limit and its end."""
-        notices_ms = [watching.shortest_notice_ms(limits_of(self._around.attempts[epoch])) for epoch in self._seen if self._is_there(epoch)]
-        return max(PERIOD_MIN_S, min([PERIOD_S, *(notice_ms / 4000 for notice_ms in notices_ms)]))
-
-    def _is_there(self, epoch: int) -> bool:
-        attempt = self._around.attempts.get(epoch)
-        return attempt is not None and attempt.run is Run.RUNNING
+    async def _pause(self) -> None:
+        """Until it is time to look again; sooner when a run comes that wants it."""
+        begun_s = asyncio.get_running_loop().time()
+        while (left_s := begun_s + self._period_s - asyncio.get_running_loop().time()) > 0:
+            self._sooner.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._sooner.wait(), left_s)
 
     def extend(self, attempt: Attempt) -> None:
         """Tell the runner how long the run may take now."""
@@ -201,6 +207,11 @@ class Watcher:
             self._around.advance(attempt)
         elif attempt.usage.samples % KEEP_EVERY == 0:
             self._journal.keep(attempt)
+
+
+def _period_s(attempt: Attempt) -> float:
+    """Four looks at the least between the warning of a limit and its end."""
+    return max(PERIOD_MIN_S, min(PERIOD_S, watching.shortest_notice_ms(limits_of(attempt)) / 4000))
 
 
 def limits_of(attempt: Attempt) -> Limits:
