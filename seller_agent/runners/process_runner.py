@@ -20,7 +20,11 @@ from typing import Any
 
 import msgspec
 
-from seller_agent.runners.runner import Progress, RunKey, RunnerError, RunSpec, RunStatus, RunUse, StopReason
+from seller_agent.runners.guarded_run import read_record
+from seller_agent.runners.process_shell import ProcessTerminal, environment_of_run
+from seller_agent.runners.process_shell import start as start_shell
+from seller_agent.runners.reach import dial_port, dial_socket
+from seller_agent.runners.runner import Progress, RunKey, RunnerError, RunSpec, RunStatus, RunUse, StopReason, Stream, Terminal
 from seller_agent.runners.supervisor_link import Answer, Link, LinkLost, Report, dial, launch, lose
 
 IDLE_S = 1.0
@@ -95,6 +99,8 @@ class ProcessRunner:
         self._exited: dict[str, RunStatus] = {}
         self._waiting: dict[str, set[asyncio.Future[RunStatus]]] = {}
         self._interpreters: dict[tuple[str, str], str] = {}
+        self._shells: dict[str, set[ProcessTerminal]] = {}
+        self._closing_shells: set[asyncio.Task[None]] = set()
 
     def job_path(self, spec: RunSpec) -> str:
         return f"{spec.folder}/job"
@@ -173,6 +179,22 @@ class ProcessRunner:
         use = (await self._ask({"do": "use", "name": key.name})).use
         return RunUse(**msgspec.structs.asdict(use)) if use is not None else None
 
+    async def dial(self, key: RunKey, place: str) -> Stream:
+        """A port of this machine's loopback, which the job shares with everybody, or a socket in its folder. Raises ConnectionError."""
+        kind, _, name = place.partition(":")
+        return await dial_port(int(name)) if kind == "tcp" else await dial_socket(f"{self._root}/{key.name}/job", name)
+
+    async def shell(self, key: RunKey, argv: tuple[str, ...], columns: int, rows: int) -> Terminal:
+        """A program beside the job's own. Raises RunnerError."""
+        folder = f"{self._root}/{key.name}"
+        run = read_record(folder)
+        if run is None or run.exited or key.name in self._exited:
+            raise RunnerError("container_error", "the job does not run any more")
+        terminal = start_shell(folder, environment_of_run(run.record["pid"]), argv, columns, rows)
+        self._shells.setdefault(key.name, set()).add(terminal)
+        terminal.on_closed = lambda closed: self._shells.get(key.name, set()).discard(closed)
+        return terminal
+
     async def remove(self, key: RunKey) -> None:
         """Forget an exited run. Raises RunnerError while it runs."""
         await self._ask({"do": "remove", "name": key.name})
@@ -180,6 +202,9 @@ class ProcessRunner:
 
     async def close(self) -> None:
         self._closed = True
+        for name in list(self._shells):
+            self._close_shells(name)
+        await asyncio.gather(*self._closing_shells)
         if self._link is not None:
             await self._link.close()
 
@@ -187,6 +212,7 @@ class ProcessRunner:
 
     def note_exit(self, report: Report) -> None:
         status = self._exited[report.name] = status_of(report)
+        self._close_shells(report.name)
         for future in self._waiting.pop(report.name, ()):
             if not future.done():
                 future.set_result(status)
@@ -195,6 +221,13 @@ class ProcessRunner:
         waiting, self._waiting = self._waiting, {}
         for future in (future for futures in waiting.values() for future in futures):
             lose(future)
+
+    def _close_shells(self, name: str) -> None:
+        """End what was started beside a run."""
+        for terminal in self._shells.pop(name, set()):
+            task = asyncio.get_running_loop().create_task(terminal.close())
+            self._closing_shells.add(task)
+            task.add_done_callback(self._closing_shells.discard)
 
     # The link.
 

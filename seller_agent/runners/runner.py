@@ -196,7 +196,7 @@ class Runner(Protocol):
 
     async def shell(self, key: RunKey, argv: tuple[str, ...], columns: int, rows: int) -> Terminal:
         """A program on a terminal inside the run, in its working directory, with its environment; it ends with the run, and when the
-        terminal is closed. Raises RunnerError."""
+        terminal is closed. No argv: a shell, whichever there is. No columns and rows: pipes, with stderr in stdout. Raises RunnerError."""
 
     async def remove(self, key: RunKey) -> None:
         """Forget the run and free what it holds, but leave `folder` to the agent. No error when it is unknown."""
