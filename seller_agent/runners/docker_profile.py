@@ -18,6 +18,7 @@ JOB_PATH = "/job"
 OUT_PATH = "/out"
 SECRETS_PATH = "/run/secrets"
 JOB_UID = 65534
+DIGEST_LABEL = "gpubazaar.image_digest"
 NAME_PREFIX = "gpubazaar-"
 PIDS_LIMIT = 4096
 OPEN_FILES = 16384
@@ -176,7 +177,7 @@ def environment(spec: RunSpec, host: Host) -> dict[str, str]:
     return {"HOME": "/tmp", **asked, **ours}
 
 
-def labels(spec: RunSpec, *, home: str, node: str, created_unix_ms: int) -> dict[str, str]:
+def labels(spec: RunSpec, *, home: str, node: str, created_unix_ms: int, image_digest: str = "") -> dict[str, str]:
     """What lets a container be found and understood with nothing else at hand."""
     deadline = created_unix_ms + PREPARE_ALLOWANCE_MS + (spec.timeout_s + spec.grace_s) * 1000
     return {
@@ -188,6 +189,7 @@ def labels(spec: RunSpec, *, home: str, node: str, created_unix_ms: int) -> dict
         "gpubazaar.epoch": str(spec.key.epoch),
         "gpubazaar.gpus": ",".join(card.uuid for card in spec.cards),
         "gpubazaar.folder": spec.folder,
+        DIGEST_LABEL: image_digest,
     }
 
 

@@ -126,8 +126,8 @@ class Runs:
                 boot_id=self._boot,
             )
             write_record(record)
-        watch = self._watches.change(record)
-        self._watches.change(record, lease_until_boot_ms=max(spec.lease_until_boot_ms, watch.lease_until_boot_ms if was_there else 0))
+        lease_until_boot_ms = max(spec.lease_until_boot_ms, self._watches.change(record).lease_until_boot_ms if was_there else 0)
+        self._watches.change(record, lease_until_boot_ms=lease_until_boot_ms)
         self._watches.ensure_guard()
 
     def prepare(self, spec: RunSpec, wish: Wish) -> None:
@@ -149,7 +149,7 @@ class Runs:
             raise RunnerError("image_refused", f"The image declares {len(volumes)} volumes, more than {profile.MAX_IMAGE_VOLUMES}.")
         name = profile.container_name(spec.key)
         table = profile.controls(spec, host, volumes, self._network(spec))
-        marks = profile.labels(spec, home=self._home, node=self._node_id, created_unix_ms=guard_files.unix_ms())
+        marks = profile.labels(spec, home=self._home, node=self._node_id, created_unix_ms=guard_files.unix_ms(), image_digest=image.digest)
         created = self._engine.create(name, profile.create_body(spec, host, table, marks, image.image_id))
         inspected = self._engine.inspect(name)
         if inspected is None:
@@ -161,9 +161,6 @@ class Runs:
         if missing and (created or inspected["State"]["Status"] == "created"):
             self._engine.remove(name)
             raise RunnerError("container_error", "Docker did not take over how the job is to be confined: " + "; ".join(missing))
-        record = self._record_of(spec.key, Path(spec.folder))
-        if inspected.get("Image") == image.image_id and record.image_digest != image.digest:
-            write_record(msgspec.structs.replace(record, image_digest=image.digest))
 
     def _network(self, spec: RunSpec) -> str:
         if spec.network == "none":
@@ -189,7 +186,13 @@ class Runs:
         if now >= watch.lease_until_boot_ms - guard_files.KILL_MARGIN_MS:
             self._say_stop(record, StopReason.LEASE, 0)
             return self._status(record, inspected["State"])
-        record = msgspec.structs.replace(record, starting_boot_ms=now, timeout_s=spec.timeout_s, boot_id=self._boot)
+        record = msgspec.structs.replace(
+            record,
+            starting_boot_ms=now,
+            timeout_s=spec.timeout_s,
+            boot_id=self._boot,
+            image_digest=(inspected["Config"].get("Labels") or {}).get(profile.DIGEST_LABEL, ""),
+        )
         write_record(record)
         self._watches.change(record, deadline_boot_ms=now + spec.timeout_s * 1000 + START_ALLOWANCE_MS)
         self._watches.ensure_guard()

@@ -20,6 +20,9 @@ ORDER_EVERY_MS = 10 * 60 * 1000
 CHANGE_EVERY_MS = 60_000
 """So often it is told that one came or went, after the first."""
 
+WRITE_EVERY_MS = 60_000
+"""So often the file is written for a use alone: replacing it costs more than all the rest."""
+
 
 class ImageUse(msgspec.Struct, kw_only=True):
     """One image."""
@@ -40,6 +43,7 @@ class UseTable:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()
+        self._written_unix_ms = 0
         self._told: tuple[str, ...] = ()
         self._told_ms: int | None = None
         try:
@@ -57,13 +61,15 @@ class UseTable:
         """A job uses it now."""
         with self._lock:
             use = self._uses.setdefault(image_id, ImageUse(image_id=image_id))
-            use.used_unix_ms = guard_files.unix_ms()
-            if use.names[:1] != [name]:
+            use.used_unix_ms = now = guard_files.unix_ms()
+            is_known = use.names[:1] == [name]
+            if not is_known:
                 use.names = [name, *(other for other in use.names if other != name)][:NAMES_MAX]
-            for other in self._uses.values():
-                if other is not use and name in other.names:
-                    other.names.remove(name)  # the name means this one now
-            self._write()
+                for other in self._uses.values():
+                    if other is not use and name in other.names:
+                        other.names.remove(name)  # the name means this one now
+            if not is_known or now - self._written_unix_ms >= WRITE_EVERY_MS:
+                self._write()
 
     def pulled(self, image_id: str, name: str, *, private: bool) -> None:
         """We have just pulled it, and it was not here before."""
@@ -114,6 +120,7 @@ class UseTable:
             return self._told
 
     def _write(self) -> None:
+        self._written_unix_ms = guard_files.unix_ms()
         self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         guard_files.write_json(self._path, {"images": msgspec.to_builtins(list(self._uses.values()))})
 
