@@ -31,9 +31,8 @@ from seller_agent.journal import Journal, Leases
 from seller_agent.machine import CardWatch, run_card
 from seller_agent.reconcile import attempt_of_match, catch_up, restore
 from seller_agent.runners.runner import Runner, RunnerError, RunStatus
-from seller_agent.session_reach import SessionReach
+from seller_agent.session_reach import reach_runs
 from seller_agent.steering import Steering
-from seller_agent.tunnels import Tunnels
 
 log = structlog.get_logger("seller")
 
@@ -92,8 +91,7 @@ class Agent:
         self._offering = asyncio.Lock()
         self._wants_offer = True
         self._synced_ms = 0
-        self._leaving = asyncio.Event()
-        self._abandoning = asyncio.Event()
+        self._leaving, self._abandoning = asyncio.Event(), asyncio.Event()
         self._failure: BaseException | None = None
         self.ticked_ms = boot_ms()
         """When the agent last looked at everything: one that does not is hung."""
@@ -116,9 +114,9 @@ class Agent:
             await self._be_the_only_one(beats)
             await self._reconcile()
             self._watch.ours = cards_held(hands.attempts, self._runner)
-            looking = (self._watch.run(), hands.watcher.run(self._watch))
-            tunnels = Tunnels(client.connection.url, lambda: client.session, self._reach(), hands.attempts)
-            work = (tunnels.run(), beats.run(), hands.ship_as_it_grows(), *looking, self._tick(), self._look_for_wallets(), self._keep_offering())
+            reaching = reach_runs(client, self._runner, self._folder / "runs", hands.attempts)
+            looking = (self._watch.run(), hands.watcher.run(self._watch), reaching)
+            work = (beats.run(), hands.ship_as_it_grows(), *looking, self._tick(), self._look_for_wallets(), self._keep_offering())
             tasks = [asyncio.create_task(self._guarded(part)) for part in work]
             await self._leaving.wait()
             if not self._abandoning.is_set():
@@ -136,9 +134,6 @@ class Agent:
     def priced(self, offer: NodeOffered) -> NodeOffered:
         """The offer at the price that the owner set last."""
         return self._steering.priced(offer)
-
-    def _reach(self) -> SessionReach:
-        return SessionReach(self._runner, self._folder / "runs")
 
     def leave(self) -> None:
         """Take no more jobs, stop what runs, then end. Called again: end now, and leave what runs to the next agent."""

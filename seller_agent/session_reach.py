@@ -6,13 +6,18 @@ That word holds the token; it leaves the node only so, inside a tunnel that is s
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine, Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
+from events.market_client import MarketClient
 from events.tunnel_frames import SESSION
+from seller_agent.attempts import Attempt
 from seller_agent.runners.runner import RunKey, Runner, Stream, Terminal, run_folder
 from seller_agent.sessions import read_access
+from seller_agent.tunnels import Tunnels
 
 
 class Words:
@@ -55,3 +60,8 @@ class SessionReach:
     async def shell(self, key: RunKey, argv: tuple[str, ...], columns: int, rows: int) -> Terminal:
         """As `Runner.shell`. Raises RunnerError."""
         return await self._runner.shell(key, argv, columns, rows)
+
+
+def reach_runs(client: MarketClient, runner: Runner, runs: Path, attempts: Mapping[int, Attempt]) -> Coroutine[Any, Any, None]:
+    """Let buyers reach what runs for them here, for ever."""
+    return Tunnels(client.connection.url, lambda: client.session, SessionReach(runner, runs), attempts).run()

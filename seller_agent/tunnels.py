@@ -11,7 +11,7 @@ import contextlib
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import structlog
 
@@ -25,7 +25,7 @@ from events.tunnel_frames import Target
 from events.tunnel_keys import Facts, Identity, NotMet
 from seller_agent import tunnel_ends
 from seller_agent.attempts import Attempt, Run, Standing
-from seller_agent.runners.runner import Runner, RunnerError
+from seller_agent.runners.runner import RunKey, RunnerError, Stream, Terminal
 
 log = structlog.get_logger("seller")
 
@@ -36,6 +36,16 @@ LISTENED_MAX = 400
 LOOK_S = 0.2
 RETRY_S = 2.0
 DIAL_MAX_S = 15.0
+
+
+class Reach(Protocol):
+    """What tunnels need of a runner."""
+
+    async def dial(self, key: RunKey, place: str) -> Stream:
+        """As `Runner.dial`."""
+
+    async def shell(self, key: RunKey, argv: tuple[str, ...], columns: int, rows: int) -> Terminal:
+        """As `Runner.shell`."""
 
 
 class _Met(NamedTuple):
@@ -61,7 +71,7 @@ class Tunnels:
     """All tunnels of one node. `attempts` is the node's present, looked at again and again."""
 
     def __init__(
-        self, url: str, session: Callable[[], Session], runner: Runner, attempts: Mapping[int, Attempt], *, look_s: float = LOOK_S
+        self, url: str, session: Callable[[], Session], runner: Reach, attempts: Mapping[int, Attempt], *, look_s: float = LOOK_S
     ) -> None:
         self._url = url
         self._session = session
