@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from buyer_cli.render import ABSENT, Json, data_size, duration, price, size, text, usd_plain
+from events.naming import cards_in_words
 
 NODE_HEADERS = ("NAME", "STATE", "PRICE USD/GPU-H", "GPUS", "FREE", "MODEL", "VRAM", "ID")
-CARD_HEADERS = ("INDEX", "MODEL", "VRAM", "STATE", "USE", "TEMP", "JOB", "UUID")
+CARD_HEADERS = ("INDEX", "MODEL", "VRAM", "STATE", "USE", "MEMORY", "TEMP", "POWER", "JOB", "UUID")
 
 
 def node_state(node: Json) -> str:
@@ -37,6 +38,9 @@ def node_row(node: Json) -> tuple[str, ...]:
     )
 
 
+IMAGE_LISTS = (("only images", "images_allow"), ("images there", "images_warm"))
+
+
 def node_lines(node: Json) -> list[tuple[str, str]]:
     """`bazaar node`: a label and a value a line."""
     lines = [
@@ -47,12 +51,16 @@ def node_lines(node: Json) -> list[tuple[str, str]]:
     ]
     if node.get("drain_reason"):
         lines.append(("drained for", text(node["drain_reason"])))
+    lines.append(
+        ("cards", text(cards_in_words((str(card.get("model")), int(card.get("vram_mib") or 0)) for card in node.get("cards") or [])))
+    )
     lines.append(("price", price(node.get("price_uusd_per_gpu_hour"))))
     lines.append(("cores", f"{text(node.get('cores_free'))} of {text(node.get('cores'))} free"))
     lines.append(
         ("memory", f"{data_size(int(node.get('memory_free_mib') or 0) << 20)} of {data_size(int(node.get('memory_mib') or 0) << 20)} free")
     )
     lines += [(name, text(node.get(name))) for name in ("isolation", "accept", "tier", "default_image", "agent_version") if node.get(name)]
+    lines += [(label, ", ".join(map(text, node[name]))) for label, name in IMAGE_LISTS if node.get(name)]
     lines.append(("network", "egress, when a job asks for it" if node.get("egress") else "none"))
     if node.get("uptime_s") is not None:
         lines.append(("offered for", duration(node["uptime_s"])))
@@ -65,7 +73,12 @@ def node_lines(node: Json) -> list[tuple[str, str]]:
 
 def card_row(card: Json) -> tuple[str, ...]:
     """A line of a node's cards."""
-    use = ABSENT if card.get("gpu_percent") is None else f"{text(card['gpu_percent'])} %"
-    warm = ABSENT if card.get("temperature_c") is None else f"{text(card['temperature_c'])} C"
-    head = (text(card.get("index")), text(card.get("model")), size(int(card.get("vram_mib") or 0)), text(card.get("state")))
-    return (*head, use, warm, text(card.get("job")), text(card.get("uuid")))
+    held = data_size(int(card["memory_used_mib"]) << 20) if card.get("memory_used_mib") else ABSENT
+    readings = (_reading(card, "gpu_percent", "%"), held, _reading(card, "temperature_c", "C"), _reading(card, "power_w", "W"))
+    state = f"{text(card.get('state'))} ({text(card['unhealthy'])})" if card.get("unhealthy") else text(card.get("state"))
+    head = (text(card.get("index")), text(card.get("model")), size(int(card.get("vram_mib") or 0)), state)
+    return (*head, *readings, text(card.get("job")), text(card.get("uuid")))
+
+
+def _reading(card: Json, name: str, unit: str) -> str:
+    return ABSENT if card.get(name) is None else f"{text(card[name])} {unit}"

@@ -6,7 +6,6 @@ Values only; the modules that read cards (`gpus`, `other_cards`, `simulated`) ma
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from enum import StrEnum
 from typing import Any
 
@@ -99,16 +98,3 @@ def pci_address(text: Any) -> str:
     """An address such as 00000000:01:00.0 as offers hold it, lower case; empty when it is none."""
     found = clean(text, r"[^0-9A-Fa-f:.]").lower()
     return found if re.fullmatch(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]", found) else ""
-
-
-def in_words(models: Iterable[tuple[str, int]]) -> str:
-    """Cards as a person names them, such as `2x NVIDIA RTX 4090 (48.0 GiB)`, of their models and memories (MiB)."""
-    counted: dict[str, int] = {}
-    total_mib = 0
-    for model, vram_mib in models:
-        name = " ".join(word for word in model.split() if word != "GeForce")
-        counted[name] = counted.get(name, 0) + 1
-        total_mib += vram_mib
-    if not counted:
-        return "no GPU"
-    return " + ".join(f"{count}x {name}" for name, count in counted.items()) + f" ({total_mib / 1024:.1f} GiB)"

@@ -73,6 +73,8 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     gpus: list[GpuView]
     num_gpus: int
     image: str | None
+    image_digest: str | None
+    """Exactly which image it is or was run in."""
     price_uusd_per_gpu_hour: int | None
     max_price_uusd_per_gpu_hour: int | None
     priority: int
@@ -131,6 +133,7 @@ def job_view(job: Job, market: Market, *, lease: BeatLease | None = None, queue_
         gpus=[] if run is None else _gpus(run, node),
         num_gpus=asked.requirements.num_gpus,
         image=_image(job, node),
+        image_digest=None if job.run is None else job.run.image_digest or None,
         price_uusd_per_gpu_hour=None if run is None else run.price_uusd_per_gpu_hour,
         max_price_uusd_per_gpu_hour=job.max_price_uusd_per_gpu_hour,
         priority=job.priority,
@@ -239,6 +242,15 @@ class CardView(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     memory_used_mib: int | None
     temperature_c: int | None
     power_w: int | None
+    ecc_errors: int | None
+    """Uncorrected ones in its memory, since its driver was loaded."""
+    processes: int | None
+    unhealthy: str | None
+    """Why it is not healthy, in its node's words."""
+    pci: str | None
+    compute_capability: str | None
+    mig: bool
+    """A slice of a card."""
 
 
 class NodeView(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -265,6 +277,10 @@ class NodeView(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     labels: dict[str, str]
     org: str | None
     default_image: str | None
+    images_allow: tuple[str, ...]
+    """Which images may run there, as patterns; empty: any."""
+    images_warm: tuple[str, ...]
+    """Images that are there already, the last used first."""
     tier: str
     agent_version: str | None
     drain_reason: str | None
@@ -310,6 +326,8 @@ def node_view(node: Node, market: Market, telemetry: Telemetry, now_ms: int) -> 
         labels=offer.labels,
         org=offer.org_id,
         default_image=offer.default_image,
+        images_allow=offer.images_allow,
+        images_warm=offer.images_warm,
         tier=node.tier.value if node.tier_until_ms > now_ms else "claimed",
         agent_version=offer.agent_version or None,
         drain_reason=node.drain_reason or None,
@@ -349,6 +367,12 @@ def _cards(node: Node, telemetry: Telemetry) -> list[CardView]:
                 memory_used_mib=None if beat is None else beat.memory_used_mib,
                 temperature_c=None if beat is None else _known(beat.temperature_c),
                 power_w=None if beat is None else _known(beat.power_w),
+                ecc_errors=None if beat is None else _known(beat.ecc_errors),
+                processes=None if beat is None else _known(beat.processes),
+                unhealthy=None if beat is None else beat.unhealthy or None,
+                pci=card.pci or None,
+                compute_capability=card.compute_capability or None,
+                mig=card.mig,
             )
         )
     return views

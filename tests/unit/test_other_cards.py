@@ -8,8 +8,9 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
+from events.naming import cards_in_words
 from events.values import Card
-from seller_agent.cards import Vendor, in_words, pci_address
+from seller_agent.cards import Vendor, pci_address
 from seller_agent.machine import offered_card
 from seller_agent.other_cards import Amd, Apple
 
@@ -115,7 +116,7 @@ def test_an_apple_machine_counts_as_one_card() -> None:
     ],
 )
 def test_cards_are_named_together_with_all_their_memory(models: list[tuple[str, int]], words: str) -> None:
-    assert words == in_words(models)
+    assert words == cards_in_words(models)
 
 
 @pytest.mark.parametrize(("text", "address"), [(b"00000000:0A:00.0", "00000000:0a:00.0"), ("nonsense", ""), ("", ""), ("0:1:2", "")])

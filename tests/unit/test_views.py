@@ -33,6 +33,7 @@ from builders import (
 from hypothesis import given as for_all
 from hypothesis import strategies as some
 
+from buyer_cli.render_nodes import CARD_HEADERS, card_row
 from events.identity import MemberAdded, OrganisationCreated, ReadTokenIssued, ReadTokenRevoked
 from events.jobs import GpusReleased, JobCancelRequested, JobClaimed, JobReprioritised, JobStarted, JobSucceeded
 from events.market import Policy, PolicyChanged
@@ -232,6 +233,20 @@ def test_a_card_shows_the_readings_of_the_last_heartbeat_and_null_for_what_is_un
     telemetry.note(BeatView(beat=Beat(node_id=NODE, boot="b", cards=(reading,)), wallet=SELLER, time_ms=START_MS), START_MS)
     shown = told(node_view(node_of(market), market, telemetry, START_MS))["cards"][0]
     assert (87, 20_000, None, 310) == (shown["gpu_percent"], shown["memory_used_mib"], shown["temperature_c"], shown["power_w"])
+    assert (None, None, None) == (shown["ecc_errors"], shown["processes"], shown["unhealthy"])
+
+
+def test_a_card_that_its_node_calls_ill_is_shown_as_such_with_the_reason() -> None:
+    market = given(node_offered())
+    telemetry = Telemetry()
+    reading = BeatCard(card(0).uuid, False, 0, 300, 41, 61, 3, 1, "3 uncorrected memory errors")
+    telemetry.note(BeatView(beat=Beat(node_id=NODE, boot="b", cards=(reading,)), wallet=SELLER, time_ms=START_MS), START_MS)
+    shown = told(node_view(node_of(market), market, telemetry, START_MS))["cards"][0]
+    assert ("unhealthy", False, 3, 1, "3 uncorrected memory errors") == tuple(
+        shown[name] for name in ("state", "healthy", "ecc_errors", "processes", "unhealthy")
+    )
+    assert "unhealthy (3 uncorrected memory errors)" in card_row(shown)
+    assert len(CARD_HEADERS) == len(card_row(shown))
 
 
 @pytest.mark.parametrize(("silent_s", "suspect"), [(15, False), (16, True)])
