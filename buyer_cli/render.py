@@ -121,7 +121,7 @@ def job_lines(job: Json, now_ms: int) -> list[tuple[str, str]]:
     lines.append(("GPUs", cards(job) if job.get("gpus") else text(job.get("num_gpus"))))
     if job.get("node"):
         lines.append(("node", f"{text(job.get('node_name'))} ({text(job['node'])})"))
-    lines += [(name, text(job.get(name))) for name in ("image", "group", "org") if job.get(name)]
+    lines += [(name, text(job.get(name))) for name in ("image", "image_digest", "group", "org") if job.get(name)]
     if job.get("labels"):
         lines.append(("labels", ", ".join(f"{printable(str(key))}={printable(str(value))}" for key, value in job["labels"].items())))
     lines += [("priority", text(job.get("priority"))), ("attempt", text(job.get("attempt")))]
@@ -218,6 +218,7 @@ JOB_KEYS = (
     "gpus",
     "num_gpus",
     "image",
+    "image_digest",
     "price_uusd_per_gpu_hour",
     "max_price_uusd_per_gpu_hour",
     "priority",
