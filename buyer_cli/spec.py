@@ -64,6 +64,8 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     labels: dict[str, str] = {}
     inputs: tuple[str, ...] = ()
     out: str | None = None
+    org: str | None = None
+    """By name or id, as it was written."""
 
 
 def flag_layer(values: Mapping[str, object]) -> Layer:
@@ -188,6 +190,7 @@ def _wish(layer: Layer, target: Target | None, kind: JobKind) -> Wish:
         labels=_at_most(get("label", {}), 16, "labels"),
         inputs=get("in", ()),
         out=get("out"),
+        org=get("org"),
     )
 
 
@@ -266,6 +269,7 @@ def submission(
     inputs_bytes: int = 0,
     node_id: str | None = None,
     group_id: str | None = None,
+    org_id: str | None = None,
     policy: Policy | None = None,
 ) -> JobSubmitted:
     """The fact to publish for a wish whose files are stored; times that nobody named are the market's (`policy`).
@@ -291,6 +295,7 @@ def submission(
         retries=wish.retries,
         labels=wish.labels,
         group_id=group_id,
+        org_id=org_id,
     )
     _check_bounds(event)
     return event

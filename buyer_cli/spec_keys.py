@@ -193,11 +193,17 @@ KEYS: tuple[Key, ...] = (
     ),
     Key("in", _path, "PATH", "A file or folder to ship; `.` ships this folder's content.", Shape.MANY),
     Key("out", _path, "DIR", "Where results go. Default ./results/JOB."),
+    Key(
+        "org",
+        _matching(NAME, "that is no organisation's name or id", "vision-lab"),
+        "NAME|ID",
+        "Submit it for this organisation: its members see it, and its private nodes take it.",
+    ),
     Key("network", _choice(Network), "none|egress", "What of the network the job sees. Default none."),
     Key("isolation", _choice(Isolation), "process|container|gvisor", "How well the node must shut the job off, at least."),
     Key("min-tier", _choice(Tier), "claimed|consistent|benchmarked", "How well the node's cards have been checked, at least."),
     Key("allow-simulated", quantities.yes_or_no, "", "Simulated cards will do.", Shape.SWITCH),
 )
 BY_NAME: dict[str, Key] = {key.name: key for key in KEYS}
-LATER = frozenset({"nodes", "org"})
+LATER = frozenset({"nodes"})
 """Names that the contract keeps for what this version cannot do: refused, never swallowed."""

@@ -17,6 +17,7 @@ from buyer_cli.api_reads import Api
 from buyer_cli.complaint import Complaint
 from buyer_cli.finding import find_node
 from buyer_cli.inputs import InputFile
+from buyer_cli.organisations import own_orgs, pick_org
 from buyer_cli.placing import Manner, agreed
 from buyer_cli.planning import Plan
 from buyer_cli.secret_values import SecretValues
@@ -49,7 +50,9 @@ async def orders_for(client: MarketClient, api: Api, plans: list[Plan]) -> list[
     orders = []
     for plan in plans:
         node_id, job_id = await _node_id(api, plan), ids.job_id(secrets.token_bytes(12))
-        orders.append(submission(plan.wish, plan.argv, job_id, node_id=node_id, group_id=group_id, policy=policy))
+        org_id = None if plan.wish.org is None else pick_org(await own_orgs(client), plan.wish.org, client.wallet)["id"]
+        order = submission(plan.wish, plan.argv, job_id, node_id=node_id, group_id=group_id, org_id=org_id, policy=policy)
+        orders.append(order)
     return orders
 
 

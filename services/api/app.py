@@ -23,6 +23,7 @@ from events.streams import ensure_streams
 from services.api.asking import Source
 from services.api.desk import Desk
 from services.api.guard import Guard
+from services.api.identity_endpoints import IDENTITY_ENDPOINTS
 from services.api.job_endpoints import JOB_ENDPOINTS
 from services.api.live import EVENTS, Streams
 from services.api.market_endpoints import MARKET_ENDPOINTS
@@ -42,7 +43,7 @@ GRACE_S = 2
 KEEP_ALIVE_S = 15
 BACKLOG = 512
 RETRY_S = 0.5
-ENDPOINTS = (*MARKET_ENDPOINTS, *JOB_ENDPOINTS, *OUTPUT_ENDPOINTS, *OVERVIEW_ENDPOINTS, WHY, EVENTS)
+ENDPOINTS = (*MARKET_ENDPOINTS, *JOB_ENDPOINTS, *OUTPUT_ENDPOINTS, *OVERVIEW_ENDPOINTS, *IDENTITY_ENDPOINTS, WHY, EVENTS)
 
 
 class Api:

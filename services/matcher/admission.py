@@ -15,16 +15,20 @@ from events.codec import EVENT_BYTES_MAX, Malformed, decode_event, split_batch
 from events.envelope import ENVELOPE_BYTES_MAX, Envelope, event_hash, open_envelope, signature_is_good
 from events.fact import Event
 from events.identity import SessionKeyAuthorised
-from events.jobs import JobSubmitted
-from events.market import EventRefused
+from events.jobs import JobExtended, JobReprioritised, JobSubmitted
+from events.market import EventRefused, PolicyChanged
 from events.page import Record
 from events.reasons import Refusal
 from events.subjects import intake
-from events.values import JobKind
+from events.values import JobKind, OrgRole
 from events.wire import Outcome
 from projections.identity import SessionKey
+from projections.job_states import HELD
 from projections.market import Market
+from projections.parties import worst_uusd
 from services.matcher.draft import Draft
+from services.matcher.limits import money_left, priority_max
+from services.matcher.policies import POLICIES
 
 
 class Arrival(NamedTuple):
@@ -223,8 +227,14 @@ def _check_submission(market: Market, wallet: str, event: JobSubmitted) -> Probl
         return problem
     if event.org_id is not None:
         org = market.identity.orgs.get(event.org_id)
-        if org is None or wallet not in org.members:
+        role = None if org is None else org.members.get(wallet)
+        if role is None:
             return Problem(Refusal.NOT_A_MEMBER)
+        if role is OrgRole.VIEWER:
+            return Problem(Refusal.NOT_A_MEMBER, "a viewer looks, and submits nothing for the organisation")
+    problem = _check_priority(market, wallet, event.org_id, event.priority)
+    if problem is not None:
+        return problem
     policy = market.policy
     if event.program.inputs_bytes > policy.inputs_bytes_max:
         return Problem(Refusal.QUOTA_EXCEEDED, f"inputs may have {policy.inputs_bytes_max} bytes")
@@ -271,5 +281,40 @@ def _check_target(market: Market, event: JobSubmitted) -> Problem | None:
     return None
 
 
-CHECKS: dict[type[Event], Callable[[Market, str, Any], Problem | None]] = {JobSubmitted: _check_submission}
+def _check_priority(market: Market, wallet: str, org_id: str | None, priority: int) -> Problem | None:
+    most = priority_max(market, wallet, org_id)
+    if most is not None and priority > most:
+        return Problem(Refusal.QUOTA_EXCEEDED, f"priority {priority} is above {most}, the highest that this wallet or organisation may use")
+    return None
+
+
+def _check_reprioritised(market: Market, wallet: str, event: JobReprioritised) -> Problem | None:
+    job = market.jobs.get(event.job_id)
+    return None if job is None else _check_priority(market, job.buyer, job.submitted.org_id, event.priority)
+
+
+def _check_extension(market: Market, wallet: str, event: JobExtended) -> Problem | None:
+    """A run that may last longer may cost more; its limits hold for that, too."""
+    job = market.jobs.get(event.job_id)
+    if job is None or job.state not in HELD or job.run is None:
+        return None
+    asked, price = job.submitted, job.run.price_uusd_per_gpu_hour
+    after_uusd = worst_uusd(job.timeout_s + event.extra_s, asked.requirements.num_gpus, price, job.left_uusd)
+    if after_uusd - job.run.stake.uusd > money_left(market, job.buyer, asked.org_id, market.time_ms):
+        return Problem(Refusal.QUOTA_EXCEEDED, "the longer run may cost more than the wallet or its organisation may still spend")
+    return None
+
+
+def _check_policy(market: Market, wallet: str, event: PolicyChanged) -> Problem | None:
+    if event.policy.name not in POLICIES:
+        return Problem(Refusal.INVALID_REQUIREMENT, f"there is no policy {event.policy.name}; there are {', '.join(POLICIES)}")
+    return None
+
+
+CHECKS: dict[type[Event], Callable[[Market, str, Any], Problem | None]] = {
+    JobSubmitted: _check_submission,
+    JobReprioritised: _check_reprioritised,
+    JobExtended: _check_extension,
+    PolicyChanged: _check_policy,
+}
 """What is asked of an event beyond what its fold asks."""
