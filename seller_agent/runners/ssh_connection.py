@@ -31,6 +31,8 @@ PAUSE_S = 0.2
 DIALLING_MAX = 4
 """So many log in through one jump host at a time."""
 CLOSE_MAX_S = 2.0
+KEY_KINDS = ("ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521", "rsa-sha2-512", "rsa-sha2-256")
+"""Asked for after those that are pinned, only so that the key of a stranger can be named."""
 
 T = TypeVar("T")
 
@@ -188,6 +190,9 @@ class Access:
             self._pinned = [asyncssh.import_public_key(text) for text in entry.host_keys]
         except asyncssh.KeyImportError as error:
             raise HostsError(why=f"A host key of {entry.name!r} cannot be used: {error}.") from None
+
+        pinned_kinds = [kind.decode() for key in self._pinned for kind in key.sig_algorithms]
+        self._key_kinds = [*dict.fromkeys((*pinned_kinds, *KEY_KINDS))]
 
     @property
     def lines(self) -> int:
@@ -349,6 +354,7 @@ class Access:
                     client_keys=[self._key],
                     client_factory=lambda: client,
                     known_hosts=(self._pinned, [], []),
+                    server_host_key_algs=self._key_kinds,
                     config=None,
                     agent_path=None,
                     password=None,

@@ -36,6 +36,8 @@ class Frame(msgspec.Struct, frozen=True, kw_only=True):
     """The file was cut there to so many bytes."""
     last: tuple[int, int] | None = None
     """All has been sent: so large are the files."""
+    results: bool = True
+    """There is something among the run's results."""
 
 
 class Broken(Exception):
@@ -50,8 +52,8 @@ class Output:
         self._host = host
         self._local = local
         self._remote = remote
-        self._followed: dict[str, asyncio.Event | None] = {}
-        """Runs, and for those that have exited what to set when all is here."""
+        self._followed: dict[str, asyncio.Future[bool] | None] = {}
+        """Runs, and for those that have exited whom to tell when all is here."""
         self._channel: Channel | None = None
         self._told: set[str] = set()
         """Runs that the far side of the present channel knows."""
@@ -65,13 +67,13 @@ class Output:
             self._ask(name)
         self._begin()
 
-    async def finish(self, name: str) -> None:
-        """Return once the output of an exited run is here, however long the host is away."""
-        done = self._followed.get(name) or asyncio.Event()
+    async def finish(self, name: str) -> bool:
+        """Return once the output of an exited run is here, however long the host is away; whether the run left results."""
+        done = self._followed.get(name) or asyncio.get_running_loop().create_future()
         self._followed[name] = done
         self._ask(name)
         self._begin()
-        await done.wait()
+        return await asyncio.shield(done)
 
     def drop(self, name: str) -> None:
         """Let go of a run."""
@@ -162,8 +164,8 @@ class Output:
                 _end_at(folder / name, size)
             done = self._followed.pop(frame.name)
             self._told.discard(frame.name)
-            if done is not None:
-                done.set()
+            if done is not None and not done.done():
+                done.set_result(frame.results)
         elif frame.cut is not None:
             _end_at(path, frame.cut)
         else:

@@ -116,6 +116,7 @@ class Followed:
 
     def __init__(self, root: str, name: str, offsets: list[int]) -> None:
         self.name = name
+        self.out = f"{root}/{name}/out"
         self.paths = [f"{root}/{name}/log/{channel}" for channel in CHANNELS]
         self.offsets = list(offsets)
         self.is_last = False
@@ -168,8 +169,16 @@ def follow(_: str, root: str) -> int:
             sent = run.send()
             moved = moved or sent
             if run.is_last and not sent:
-                say({"name": run.name, "last": run.offsets})
+                say({"name": run.name, "last": run.offsets, "results": has_entries(run.out)})
                 del runs[run.name]
+
+
+def has_entries(folder: str) -> bool:
+    try:
+        with os.scandir(folder) as entries:
+            return next(entries, None) is not None
+    except OSError:
+        return False
 
 
 def note(runs: dict[str, Followed], root: str, asked: Message) -> None:

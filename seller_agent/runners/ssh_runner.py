@@ -74,6 +74,9 @@ class SshRunner(ProcessRunner):
         self._keeping: asyncio.Task[None] | None = None
         self._collecting: dict[str, asyncio.Task[None]] = {}
         self._trouble = ""
+        self._forwards_sockets: bool | None = None
+        self._without_secrets: set[str] = set()
+        """Runs that this agent itself brought there without any."""
 
     def job_path(self, spec: RunSpec) -> str:
         return f"{self._folder(spec.key)}/job"
@@ -107,10 +110,13 @@ class SshRunner(ProcessRunner):
     async def _bring(self, spec: RunSpec, done: set[str]) -> None:
         folder, access = self._folder(spec.key), self._host.access
         secrets = [self._secrets(spec.key)] if spec.has_secrets else []
+        if not secrets:
+            self._without_secrets.add(spec.key.name)
         parents = [str(parent) for place in secrets for parent in reversed(Path(place).parents[:2])]
         await self._host.act("make", *(f"{folder}/{part}" for part in ("job", "out", "log", "tmp")), *parents, *secrets)
         with in_words("bring the inputs to the host"):
-            await upload_tree(access, Path(spec.folder, "job"), f"{folder}/job", done)
+            if os.listdir(f"{spec.folder}/job"):
+                await upload_tree(access, Path(spec.folder, "job"), f"{folder}/job", done)
             for place in secrets:
                 await upload_tree(access, Path(spec.folder, "secrets").resolve(), place, done)
 
@@ -185,17 +191,34 @@ class SshRunner(ProcessRunner):
         if (kind == "tcp" and not (name.isascii() and name.isdigit() and 0 < int(name) < 65536)) or kind not in ("tcp", "unix"):
             raise ConnectionRefusedError(f"{place[:80]!a} is no place such as tcp:8888 or unix:NAME")
         try:
-            with contextlib.suppress(ForwardingRefused):
-                if kind == "tcp":
+            if kind == "tcp":
+                with contextlib.suppress(ForwardingRefused):
                     return await self._host.access.dial_tcp(int(name))
-                if len(os.fsencode(f"{folder}/{name}")) <= SOCKET_PATH_MAX:
-                    return await self._host.access.dial_unix(f"{folder}/{name}")
-            return await reach(self._host, kind, name if kind == "tcp" else folder, name)
+                return await reach(self._host, kind, name, name)
+            return await self._dial_socket(folder, name)
         except SshFailed as error:
             raise RunnerError("container_error", f"{error.what} {error.why}") from None
 
+    async def _dial_socket(self, folder: str, name: str) -> Stream:
+        """A server that may not forward sockets says the same as one where nobody listens: what has worked is remembered."""
+        path = f"{folder}/{name}"
+        if self._forwards_sockets is not False and len(os.fsencode(path)) <= SOCKET_PATH_MAX:
+            try:
+                stream = await self._host.access.dial_unix(path)
+                self._forwards_sockets = True
+                return stream
+            except (ConnectionRefusedError, ForwardingRefused):
+                if self._forwards_sockets:
+                    raise
+        channel = await reach(self._host, "unix", folder, name)
+        self._forwards_sockets = False
+        return channel
+
     async def shell(self, key: RunKey, argv: tuple[str, ...], columns: int, rows: int) -> Terminal:
         """On a terminal of the host's; it ends with the run, and with the connection. Raises RunnerError."""
+        report = (await self._ask({"do": "status", "name": key.name})).run
+        if report is None or report.state is RunState.EXITED:
+            raise RunnerError("container_error", "the job does not run any more")
         try:
             return await self._host.access.terminal(self._host.command("shell", self._folder(key), *argv), columns, rows)
         except SshFailed as error:
@@ -209,6 +232,7 @@ class SshRunner(ProcessRunner):
         if collecting is not None:
             collecting.cancel()
         self._leases.pop(key.name, None)
+        self._without_secrets.discard(key.name)
         try:
             await self._host.act("delete", self._folder(key), self._secrets(key))
         except SshFailed as error:
@@ -287,12 +311,10 @@ class SshRunner(ProcessRunner):
         pause_s = PAUSE_S
         while True:
             try:
-                await self._host.act("delete", self._secrets(key))
-                await self._output.finish(key.name)
-                with in_words("fetch the results from the host"):
-                    await fetch_tree(
-                        self._host.access, f"{self._folder(key)}/out", self._root / key.name / "out", self._results_bytes_max, done
-                    )
+                if key.name not in self._without_secrets:
+                    await self._host.act("delete", self._secrets(key))
+                if await self._output.finish(key.name):
+                    await self._fetch(key, done)
                 (self._root / key.name / COLLECTED).touch(mode=0o600)
                 return
             except SshFailed as error:
@@ -301,6 +323,10 @@ class SshRunner(ProcessRunner):
                 log.warning("what a run left cannot be fetched", host=self._host.name, run=key.name, why=str(error))
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))
             pause_s = min(PAUSE_MAX_S, pause_s * 2)
+
+    async def _fetch(self, key: RunKey, done: set[str]) -> None:
+        with in_words("fetch the results from the host"):
+            await fetch_tree(self._host.access, f"{self._folder(key)}/out", self._root / key.name / "out", self._results_bytes_max, done)
 
     # The way there.
 

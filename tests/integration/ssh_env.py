@@ -11,18 +11,22 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from seller_agent.runners import proc
+from seller_agent.runners.ssh_connection import Access, open_access
+from seller_agent.runners.ssh_host import Host
+from seller_agent.runners.ssh_hosts import Hosts, parse_hosts
 
 READY_S = 20.0
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
 
 
-def new_key(path: Path, kind: str = "ed25519") -> str:
+def new_key(path: Path, kind: str = "ed25519", passphrase: str = "") -> str:
     """Make a key pair; its public half."""
-    subprocess.run(["ssh-keygen", "-q", "-t", kind, "-N", "", "-C", "", "-f", str(path)], check=True, stdin=subprocess.DEVNULL)
+    subprocess.run(["ssh-keygen", "-q", "-t", kind, "-N", passphrase, "-C", "", "-f", str(path)], check=True, stdin=subprocess.DEVNULL)
     return path.with_name(path.name + ".pub").read_text().strip()
 
 
@@ -103,22 +107,22 @@ class SshServer:
 
 
 class SshWorld:
-    """A gate and a node behind it."""
+    """A gate and a node behind it; `options` are the node's."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *options: str) -> None:
         folder.mkdir(exist_ok=True)
         self.folder = folder
         self.key_file = folder / "id"
         public = new_key(self.key_file)
-        self.node = SshServer(folder / "node", "127.0.0.1", public)
+        self.node = SshServer(folder / "node", "127.0.0.1", public, *options)
         # The gate gives no shell and leads nowhere else.
         self.gate = SshServer(
             folder / "gate", "127.0.0.1", public, f"PermitOpen 127.0.0.1:{self.node.port}", "ForceCommand /bin/false", "PermitTTY no"
         )
         self.work = folder / "work"
 
-    def hosts_toml(self, *, gate_key: str | None = None, node_key: str | None = None, more: str = "") -> str:
-        """The file that describes both; `more` goes to the node's table."""
+    def hosts_toml(self, *, gate_key: str | None = None, node_key: str | None = None, key_file: Path | None = None, more: str = "") -> str:
+        """The file that describes both; `key_file` and `more` are the node's."""
         return f"""
 [[host]]
 name = "gate"
@@ -133,20 +137,29 @@ name = "node-1"
 address = "{self.node.address}"
 port = {self.node.port}
 user = "{user()}"
-key_file = "{self.key_file}"
+key_file = "{key_file or self.key_file}"
 host_keys = ["{node_key or self.node.host_key}"]
 jump = "gate"
 work = "{self.work}"
 {more}
 """
 
+    def hosts(self, **how: Any) -> Hosts:
+        """As the agent reads them."""
+        return parse_hosts(self.hosts_toml(**how), self.folder)
+
+    def host(self, gates: dict[str, Access], **how: Any) -> Host:
+        """The node, by an access of its own; `gates` are the caller's to close."""
+        hosts = self.hosts(**how)
+        return Host(open_access(hosts, hosts.entries["node-1"], gates))
+
     def stop(self) -> None:
         self.gate.stop()
         self.node.stop()
 
 
-def opened_world(folder: Path) -> Iterator[SshWorld]:
-    world = SshWorld(folder)
+def opened_world(folder: Path, *options: str) -> Iterator[SshWorld]:
+    world = SshWorld(folder, *options)
     try:
         yield world
     finally:

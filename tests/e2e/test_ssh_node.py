@@ -1,0 +1,69 @@
+"""A node behind a gate, as its owner and a buyer have it: real commands, two real SSH servers, one market."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from e2e.market_env import MarketEnv
+from integration.ssh_env import SshWorld, opened_world
+
+TRAIN = """
+import os, pathlib, sys
+print("hello from", pathlib.Path(sys.argv[0]).name, flush=True)
+print("and to the other", file=sys.stderr)
+print(pathlib.Path("data.txt").read_text())
+pathlib.Path(os.environ["BAZAAR_OUT"], "sub").mkdir()
+pathlib.Path(os.environ["BAZAAR_OUT"], "sub", "model.txt").write_text("weights")
+sys.exit(7)
+"""
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[SshWorld]:
+    yield from opened_world(tmp_path / "ssh")
+
+
+@pytest.fixture
+def market(tmp_path: Path) -> Iterator[MarketEnv]:
+    env = MarketEnv(tmp_path / "market")
+    try:
+        env.start()
+        env.bazaar("wallet", "new")
+        yield env
+    finally:
+        env.close()
+
+
+def test_a_node_behind_a_jump_host_runs_a_job_and_returns_output_exit_code_and_results(market: MarketEnv, world: SshWorld) -> None:
+    (market.work / "hosts.toml").write_text(world.hosts_toml(more='labels = { rack = "b2" }\nprice = "0.20"'))
+    seller = market.run_on(
+        "bazaar-seller", "run", "--price", "0.35", "--runner", "ssh", "--hosts", "hosts.toml", "--simulate-gpus", "2xRTX 4090"
+    )
+    market.wait_until(lambda: "Offered node-1" in seller.err or seller.code is not None, "the node is offered")
+    assert seller.code is None, seller.err
+    [node] = market.bazaar("nodes", "--json").json
+    assert ("node-1", 2, 200_000) == (node["name"], node["num_gpus"], node["price_uusd_per_gpu_hour"])
+    assert "node-1" in market.bazaar("nodes").stdout
+
+    (market.work / "data.txt").write_text("forty-two")
+    train = market.script("train.py", TRAIN)
+    told = market.bazaar("run", "--allow-simulated", "--in", "data.txt", train, "--propagate-exit", code=None)
+    assert ["hello from train.py", "forty-two"] == told.stdout.splitlines()
+    assert "and to the other" in told.stderr
+    job = market.bazaar("show", "last", "--json").json
+    assert ("failed", 7, "node-1") == (job["state"], job["exit_code"], job["node_name"])
+    market.bazaar("results", job["id"], "--to", "fetched")
+    assert "weights" == (market.work / "fetched/sub/model.txt").read_text()
+
+    assert 0 == seller.stop()
+    assert [] == [path for path in world.work.glob("*/runs/*") if path.name != ".supervisor"]
+
+
+def test_a_wrong_host_key_is_said_and_nothing_is_offered(market: MarketEnv, world: SshWorld) -> None:
+    (market.work / "hosts.toml").write_text(world.hosts_toml(node_key=world.gate.host_key))
+    told = market.command("bazaar-seller", "run", "--price", "0.35", "--runner", "ssh", "--hosts", "hosts.toml", code=1)
+    assert "another key than the one pinned" in told.stderr
+    assert [] == market.bazaar("nodes", "--json").json
+    assert 0 == world.node.logins()
