@@ -15,7 +15,7 @@ from projections.jobs import Job
 from projections.market import Market
 from services.api.read_model import JobFilter
 from services.api.views import shown_run
-from services.matcher.policies import order_key
+from services.matcher.policies import order_key, row_of
 
 Facet = tuple[str, str]
 """(what, its value): something that jobs are asked for by."""
@@ -128,9 +128,18 @@ class Queue:
         self._keys: list[int] = []
         self._ids: dict[int, str] = {}
         self._key_of: dict[str, int] = {}
+        self._moved_in: Market | None = None
+        """The market in which any job may stand elsewhere by now; None: all stand where they belong."""
 
     def __len__(self) -> int:
         return len(self._keys)
+
+    def _settle(self) -> None:
+        """Under a policy by shares a match moves all jobs of its buyer: they are put in order when somebody asks."""
+        market, self._moved_in = self._moved_in, None
+        if market is not None:
+            keyed = {order_key(market.jobs[name], market.policy, market): name for name in self._key_of if name in market.jobs}
+            self._keys, self._ids, self._key_of = sorted(keyed), keyed, {name: key for key, name in keyed.items()}
 
     def touch(self, job_id: str, job: Job | None, market: Market) -> None:
         """Put a job where it belongs now; nowhere when it is not queued."""
@@ -146,13 +155,19 @@ class Queue:
             self._ids[key] = job_id
             self._key_of[job_id] = key
 
+    def parties_moved(self, market: Market) -> None:
+        """What some party uses may have changed, and the order hangs on that."""
+        self._moved_in = market
+
     def position(self, job_id: str) -> int | None:
         """How many jobs the policy would place first; None when it is not queued."""
+        self._settle()
         key = self._key_of.get(job_id)
         return None if key is None else bisect_left(self._keys, key)
 
     def in_order(self) -> Iterator[str]:
         """The ids, first to be placed first."""
+        self._settle()
         return (self._ids[key] for key in self._keys)
 
 
@@ -169,6 +184,8 @@ class Standing:
     def touch(self, job_id: str, job: Job | None) -> None:
         """A job may have changed."""
         self.queue.touch(job_id, job, self._market)
+        if row_of(self._market.policy).by_share:
+            self.queue.parties_moved(self._market)
         if job is not None and job.state in TERMINAL:
             self.unfinished.remove(job)
         elif job is not None:

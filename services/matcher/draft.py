@@ -33,7 +33,8 @@ from projections.market import Applied, Market
 from services.matcher.consequences import consequences
 from services.matcher.memory import Memory
 
-MOVES_CARDS: tuple[type[Event], ...] = (JobMatched, GpusReleased, LeaseExpired, JobDeclined, JobCancelRequested)
+MOVES_CARDS: tuple[type[Event], ...] = (JobMatched, GpusReleased, LeaseExpired, JobDeclined, JobCancelRequested, JobExtended)
+"""Events after which the job's node may have more or fewer cards free, or be busy for longer."""
 
 
 class Closed(NamedTuple):

@@ -67,6 +67,8 @@ class Engine:
     def touch_job(self, job_id: JobId) -> None:
         """The job has changed, and what its parties use perhaps with it."""
         self._touched_jobs[job_id] = None
+        if not self._row.by_share and not self._table.purses:
+            return
         job = self.market.jobs.get(job_id)
         if job is not None:
             self._touched_parties[job.buyer] = None

@@ -60,6 +60,8 @@ class NodesByPrice(Ordered[NodeKey, Room]):
     @staticmethod
     def more(one: Room, other: Room) -> Room:
         """The same of two."""
+        if one[0] >= other[0] and one[1] >= other[1] and one[2] >= other[2]:
+            return one
         return max(one[0], other[0]), max(one[1], other[1]), max(one[2], other[2])
 
     @staticmethod
