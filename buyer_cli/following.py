@@ -78,11 +78,19 @@ class Follower:
                     return now
                 await self._tell_why(now)
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._moved.wait(), LOOK_S.get(now.state, LOOK_ELSE_S))
+                    await asyncio.wait_for(self._moved.wait(), self._look_s(now))
         finally:
             await self._listen("")
 
     # --- looking ---
+
+    def _look_s(self, now: SyncJob) -> float:
+        """How long until the next look; a run with short limits is looked at more often, or its warnings would come too late."""
+        if now.state != "running":
+            return LOOK_S.get(now.state, LOOK_ELSE_S)
+        order = self._order
+        limits_s = [now.timeout_s, *((order.idle_timeout_s, order.min_utilisation_window_s) if order is not None else ())]
+        return max(1.0, min(LOOK_ELSE_S, min(limit_s for limit_s in limits_s if limit_s) / 20))
 
     def _on_event(self, received: Received) -> None:
         if getattr(received.event, "job_id", None) == self.job_id:
