@@ -28,6 +28,8 @@ simulate_option = click.option("--simulate-gpus", "simulate", multiple=True, met
 
 
 ELSEWHERE: dict[str, tuple[str, str, str]] = {
+    "gpus": ("examining", "gpus", "What would be offered: every card, and how it is."),
+    "doctor": ("examining", "doctor", "Check everything that a seller needs."),
     "status": ("looking", "status", "The node here and on the market."),
     "jobs": ("looking", "jobs", "What the node runs, and what it ran last."),
     "earnings": ("looking", "earnings", "What the node has earned, by day and in all."),
@@ -71,7 +73,7 @@ def cli() -> None:
 def main() -> NoReturn:
     """The command line, with every failure as a few lines and a documented exit code."""
     try:
-        cli.main(standalone_mode=False)
+        code = cli.main(standalone_mode=False)  # of a command that ended by Exit: its code
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except (click.Abort, KeyboardInterrupt):
@@ -81,7 +83,7 @@ def main() -> NoReturn:
         sys.exit(error.exit_code)
     except Exception as error:
         sys.exit(_explain(error))
-    sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 def _explain(error: Exception) -> int:
@@ -230,48 +232,6 @@ def run(**given: Any) -> None:
         _await(lambda: run_hosts(settings, options, given["hosts"], _say))
         return
     _await(lambda: starting.run(settings, options, _say))
-
-
-@cli.command()
-@simulate_option
-@as_json
-def gpus(simulate: tuple[str, ...], json_out: bool) -> None:
-    """What would be offered."""
-    import msgspec
-
-    from seller_agent.machine import offered_card, size
-    from seller_agent.starting import find_cards
-
-    found = _await(lambda: find_cards(simulate, "", _say))
-    cards = [offered_card(card) for card in found.cards]
-    if json_out:
-        click.echo(json.dumps({"cards": msgspec.to_builtins(cards), **size()}))
-        return
-    for card in cards:
-        notes = ("" if card.healthy else "  not healthy") + ("  simulated" if card.simulated else "")
-        click.echo(f"{card.index:>2}  {card.model}  {card.vram_mib} MiB  {card.uuid}  driver {card.driver or 'unknown'}{notes}")
-    machine = size()
-    click.echo(f"{len(cards)} cards, {machine['cores']} cores, {machine['memory_mib']} MiB memory")
-
-
-@cli.command()
-@docker_host_option
-@market_option
-@wallet_option
-@as_json
-def doctor(docker_host: str | None, market: str | None, wallet: str | None, json_out: bool) -> None:
-    """Check everything that a seller needs."""
-    from seller_agent.doctor import examine
-
-    settings = _settings(market, wallet)
-    findings = _await(lambda: examine(settings, docker_host))
-    if json_out:
-        click.echo(json.dumps([finding._asdict() for finding in findings]))
-    else:
-        for finding in findings:
-            click.echo(f"{finding.severity:<8} {finding.what}" + (f"\n         try: {finding.remedy}" if finding.remedy else ""))
-    if any(finding.severity == "error" for finding in findings):
-        raise click.exceptions.Exit(EXIT_FAILURE)
 
 
 if __name__ == "__main__":

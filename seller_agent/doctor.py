@@ -1,44 +1,58 @@
-"""Looks at everything that a seller needs, and says what is wrong and what would help. It changes nothing."""
+"""Looks at everything that a seller needs: market, wallet, clock, cards, Docker, versions, disk, firewall. It changes nothing.
+
+It gathers; what is wrong with what was found, and what would help, stands in `doctor_rules`.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import platform
 import shutil
+import subprocess
+import sys
 import time
+from http.client import HTTPException
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 from events.errors import BazaarError
 from events.home import Settings, choose_wallet
 from events.market_client import ask_hello
 from events.values import Role
-from seller_agent.cards import DetectedCard
-from seller_agent.machine import real_cards, size
+from seller_agent import doctor_rules as rules
+from seller_agent.card_reader import CardReader, CardsHung
+from seller_agent.cards import CardTelemetry, Inventory, Vendor
+from seller_agent.doctor_rules import Finding
+from seller_agent.machine import size
 from seller_agent.runners.docker_host import socket_of
-from seller_agent.runners.docker_runner import DockerRunner
+from seller_agent.runners.guard import ask
 from seller_agent.runners.runner import RunnerError
 
-DISK_FREE_MIN = 5 << 30
-CLOCK_OFF_MAX_MS = 2000
-DOCKER_ANSWER_S = 5.0
+ANSWER_S = 5.0
+SHM = Path("/dev/shm")
 
-
-class Finding(NamedTuple):
-    """One thing that was looked at. `severity`: ok, note, warning or error."""
-
-    severity: str
-    what: str
-    remedy: str = ""
+try:
+    import grp
+except ImportError:  # a system without groups
+    grp = None  # type: ignore[assignment]
 
 
 async def examine(settings: Settings, docker_host: str | None = None) -> list[Finding]:
     """All findings."""
+    market, (found, readings) = await asyncio.gather(_market(settings), _cards())
+    has_cards = any(card.vendor is Vendor.NVIDIA for card in found.cards)
+    docker = await asyncio.to_thread(_docker, docker_host, has_cards)
     return [
-        *await _market(settings),
+        *market,
         _wallet(settings),
-        *await _cards(),
-        await _docker(settings.home, docker_host),
-        _disk(settings.home),
+        rules.python(sys.version_info[:3], platform.python_version()),
+        *rules.cards(found, size()["cores"]),
+        *rules.use_of_cards(readings),
+        *docker,
+        rules.egress(os.geteuid(), shutil.which("iptables") is not None),
+        rules.disk(_free(settings.home), str(settings.home)),
+        rules.memory_files(os.access(SHM, os.W_OK), _size_of(SHM)),
     ]
 
 
@@ -50,53 +64,77 @@ async def _market(settings: Settings) -> list[Finding]:
     except BazaarError as error:
         return [Finding("error", f"market: {error.what} {error.why}", error.hint)]
     off_ms = max(before_ms - hello.time_ms, hello.time_ms - after_ms, 0)
-    found = [Finding("ok", f"market: {hello.name} answers at {settings.market}, ledger at {hello.seq}")]
-    if off_ms > CLOCK_OFF_MAX_MS:
-        found.append(Finding("warning", f"clock: {off_ms} ms away from the market's", "Synchronise the clock (NTP)."))
-    return found
+    return [Finding("ok", f"market: {hello.name} answers at {settings.market}, ledger at {hello.seq}"), rules.clock(off_ms)]
 
 
 def _wallet(settings: Settings) -> Finding:
     try:
         wallet = choose_wallet(settings, Role.SELLER)
     except BazaarError as error:
-        return Finding("note", f"wallet: {error.what} `bazaar-seller run` makes one named seller.", "")
+        return Finding("note", f"wallet: {error.what} `bazaar-seller run` makes one named seller.")
     return Finding("ok", f"wallet: {wallet.name or 'delegated'} {wallet.address}")
 
 
-async def _cards() -> list[Finding]:
-    found = await real_cards()
-    machine = size()
-    if not found.cards:
-        what = f"cards: none ({found.reason or 'no answer'}: {found.detail or 'no card'}); {machine['cores']} cores could be offered"
-        return [Finding("note", what, 'Install the NVIDIA driver, or try --simulate-gpus "2xRTX 4090".')]
-    return [_card(card) for card in found.cards]
-
-
-def _card(card: DetectedCard) -> Finding:
-    what = f"card {card.index}: {card.model}, {card.vram_mib} MiB"
-    return Finding("ok", what) if card.healthy else Finding("error", f"{what}, {card.fault}", "It is offered as unhealthy, so not let.")
-
-
-async def _docker(home: Path, docker_host: str | None) -> Finding:
+async def _cards() -> tuple[Inventory, tuple[CardTelemetry, ...]]:
+    reader = CardReader(ANSWER_S)
     try:
-        return await _docker_at(socket_of(docker_host), home)
-    except (RunnerError, TimeoutError) as error:
-        return Finding("warning", f"docker: {error or 'no answer'}", "Without it jobs run as plain processes, of your own wallets only.")
-
-
-async def _docker_at(socket_path: str, home: Path) -> Finding:
-    runner = DockerRunner(home / "seller", "doctor", socket_path=socket_path)
-    try:
-        async with asyncio.timeout(DOCKER_ANSWER_S):
-            host = await runner.check()
+        found = await reader.inventory()
+        return found, await reader.telemetry(found.cards)
+    except CardsHung:
+        return found, ()
     finally:
-        await runner.close()
-    return Finding("ok", f"docker: {host.version}, {host.cores} cores, {host.memory_mib} MiB")
+        reader.close()
 
 
-def _disk(home: Path) -> Finding:
-    place = home if home.exists() else home.parent
-    free = shutil.disk_usage(place if place.exists() else Path("/")).free
-    what = f"disk: {free >> 30} GiB free at {home}"
-    return Finding("ok", what) if free >= DISK_FREE_MIN else Finding("warning", what, "Inputs, results and images need room.")
+def _docker(docker_host: str | None, has_cards: bool) -> list[Finding]:
+    """Docker, what it starts containers with, and who may use it. Blocks."""
+    try:
+        socket_path = socket_of(docker_host)
+        info, version = _ask(socket_path, "/info"), _ask(socket_path, "/version")
+    except RunnerError as error:
+        return [Finding("warning", f"docker: {error}", "Without it jobs run as plain processes, of your own wallets only.")]
+    found = rules.docker(info, version, has_cards)
+    found += rules.toolkit(_toolkit(), has_cards, rules.has_cdi(info))
+    found += rules.docker_group(_docker_group(), os.geteuid())
+    root = str(info.get("DockerRootDir") or "")
+    return [*found, rules.disk(_free(Path(root)), root)] if root and Path(root).exists() else found
+
+
+def _ask(socket_path: str, target: str) -> dict[str, Any]:
+    """An answer of Docker. Raises RunnerError."""
+    try:
+        status, body = ask(socket_path, "GET", target)
+    except (OSError, HTTPException, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise RunnerError("container_error", f"Docker does not answer at {socket_path}: {why or 'no answer'}") from None
+    if status != 200 or not isinstance(body, dict):
+        raise RunnerError("container_error", f"Docker answers {status} at {socket_path}")
+    return body
+
+
+def _toolkit() -> str | None:
+    """What NVIDIA's toolkit says of its version; None without it."""
+    for program in ("nvidia-ctk", "nvidia-container-cli"):
+        try:
+            done = subprocess.run([program, "--version"], capture_output=True, text=True, errors="replace", timeout=ANSWER_S, check=False)
+        except (OSError, subprocess.SubprocessError):
+            continue
+        return done.stdout
+    return None
+
+
+def _docker_group() -> list[str]:
+    try:
+        return list(grp.getgrnam("docker").gr_mem) if grp is not None else []
+    except KeyError:
+        return []
+
+
+def _free(place: Path) -> int:
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+def _size_of(place: Path) -> int:
+    return shutil.disk_usage(place).total if place.exists() else 0

@@ -229,7 +229,7 @@ def test_a_docker_that_is_not_there_is_said_with_what_to_try(docker_market: Dock
     told = docker_market.command("bazaar-seller", *asked, "--docker-host", host, code=1)
     assert why in told.stderr and "--runner process" in told.stderr
     findings = json.loads(docker_market.command("bazaar-seller", "doctor", "--json", "--docker-host", host, code=None).stdout)
-    assert any(finding["severity"] == "warning" and why in finding["what"] for finding in findings)
+    assert any(finding["severity"] == "warning" and why in finding["finding"] for finding in findings)
 
 
 # --- crashes ---
