@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from e2e.market_env import MarketEnv
@@ -20,20 +19,28 @@ sys.exit(7)
 """
 
 
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[SshWorld]:
-    yield from opened_world(tmp_path / "ssh")
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshWorld]:
+    yield from opened_world(tmp_path_factory.mktemp("ssh"))
 
 
-@pytest.fixture
-def market(tmp_path: Path) -> Iterator[MarketEnv]:
-    env = MarketEnv(tmp_path / "market")
+@pytest.fixture(scope="module")
+def market(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MarketEnv]:
+    env = MarketEnv(tmp_path_factory.mktemp("market"))
     try:
         env.start()
         env.bazaar("wallet", "new")
         yield env
     finally:
         env.close()
+
+
+def test_a_wrong_host_key_is_said_and_nothing_is_offered(market: MarketEnv, world: SshWorld) -> None:
+    (market.work / "hosts.toml").write_text(world.hosts_toml(node_key=world.gate.host_key))
+    told = market.command("bazaar-seller", "run", "--price", "0.35", "--runner", "ssh", "--hosts", "hosts.toml", code=1)
+    assert "another key than the one pinned" in told.stderr
+    assert [] == market.bazaar("nodes", "--json").json
+    assert 0 == world.node.logins()
 
 
 def test_a_node_behind_a_jump_host_runs_a_job_and_returns_output_exit_code_and_results(market: MarketEnv, world: SshWorld) -> None:
@@ -59,11 +66,3 @@ def test_a_node_behind_a_jump_host_runs_a_job_and_returns_output_exit_code_and_r
 
     assert 0 == seller.stop()
     assert [] == [path for path in world.work.glob("*/runs/*") if path.name != ".supervisor"]
-
-
-def test_a_wrong_host_key_is_said_and_nothing_is_offered(market: MarketEnv, world: SshWorld) -> None:
-    (market.work / "hosts.toml").write_text(world.hosts_toml(node_key=world.gate.host_key))
-    told = market.command("bazaar-seller", "run", "--price", "0.35", "--runner", "ssh", "--hosts", "hosts.toml", code=1)
-    assert "another key than the one pinned" in told.stderr
-    assert [] == market.bazaar("nodes", "--json").json
-    assert 0 == world.node.logins()
