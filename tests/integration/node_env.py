@@ -73,12 +73,12 @@ class NodeWorld:
         self.agents.append(running)
         return running
 
-    async def twin(self, first: RunningAgent) -> RunningAgent:
+    async def twin(self, first: RunningAgent, session: Session | None = None) -> RunningAgent:
         """Another agent for the same node, in a folder and a home of its own: as on another machine."""
         running = RunningAgent(self, first.name, "2xRTX 4090", 400_000)
         running.folder = self.home / "twin"
         running.home = self.home / "twin home"
-        running.session = session_of(SELLER, Role.SELLER)
+        running.session = session or session_of(SELLER, Role.SELLER)
         self.agents.append(running)
         return await running.start(ready=False, boot="another boot")
 
