@@ -33,6 +33,12 @@ def waste(job: Json) -> list[str]:
     return [f"{label} was {words}" for label, words in _cards(job, job.get("usage") or {}) if words.startswith("never used")]
 
 
+def remarks(job: Json) -> list[str]:
+    """What is worth a line after the end of a job: what its node said of it, unless it went well, and what was paid for nothing."""
+    said = [text(job["detail"])] if job.get("detail") and job.get("state") != "succeeded" else []
+    return said + waste(job)
+
+
 def warning_kind(warning: str) -> str:
     """What of a warning makes it another one: not how far off it is, nor how much of something there is."""
     return re.sub(r"\d+", "", warning.partition(":")[2])

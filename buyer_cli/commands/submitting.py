@@ -197,7 +197,7 @@ class _Journey:
             terminal.emit(job)
         else:
             terminal.note(f"{job_id} {render.ended_sentence(job)}")
-            for sentence in render_usage.waste(job):
+            for sentence in render_usage.remarks(job):
                 terminal.note(f"{job_id} {sentence}")
         return ending.exit_code_of(ended.state, ended.exit_code, self._propagate_exit)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from buyer_cli import render
-from buyer_cli.render_usage import usage_lines, warning_kind, waste
+from buyer_cli.render_usage import remarks, usage_lines, warning_kind, waste
 
 GPUS = [{"index": 2, "uuid": "GPU-b", "vram_mib": 24_564}, {"index": 0, "uuid": "GPU-a", "vram_mib": 24_564}]
 USAGE = {
@@ -54,6 +54,11 @@ def test_a_card_that_was_hardly_looked_at_or_could_not_be_read_is_not_accused() 
     unread = job(usage=USAGE | {"mean_gpu_percent": [None, None], "max_gpu_percent": [None, None], "peak_gpu_memory_mib": [None, None]})
     assert [] == waste(unread)
     assert "card 0" not in dict(usage_lines(unread))
+
+
+def test_after_a_failure_its_node_has_the_word() -> None:
+    assert ["use less"] == remarks({"state": "failed", "detail": "use less"})
+    assert [] == remarks({"state": "succeeded", "detail": "left something out"})
 
 
 def test_a_job_that_was_never_looked_at_has_nothing_to_compare() -> None:
