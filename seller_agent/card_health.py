@@ -50,6 +50,8 @@ class CardJudge:
         """What the newest reading of a card means. `now_ms` only ever grows."""
         if not reading.healthy:
             return Judgement(False, True, reading.fault)
+        if not card.healthy:
+            return Judgement(False, False, card.fault)  # it never was one that could be let
         if reading.ecc_errors:
             errors = "1 uncorrected memory error" if reading.ecc_errors == 1 else f"{reading.ecc_errors} uncorrected memory errors"
             return Judgement(False, False, f"{errors} since the driver was loaded: reset the card (nvidia-smi --gpu-reset)")

@@ -29,7 +29,7 @@ from seller_agent.beats import NodeIdentity
 from seller_agent.cards import Inventory
 from seller_agent.containers import ContainerTerms, docker_runner, has_egress, warm_images
 from seller_agent.hands import boot_ms
-from seller_agent.machine import CardWatch, agent_boot, boot_id, offered_card, real_cards, simulated_cards, size
+from seller_agent.machine import CardWatch, agent_boot, boot_id, offered_card, real_cards, simulated_cards, size, usable_by
 from seller_agent.notifying import feed_watchdog, notify
 from seller_agent.offers import NO_ISOLATION, SIMULATED, TAKES_ANYONE, OfferError, Terms, accepted, cards_offered, in_words, make_offer
 from seller_agent.owned_nodes import Started, read_started, write_started
@@ -173,6 +173,9 @@ async def run(settings: Settings, options: Options, say: Say) -> None:
             asked = "process"  # nobody should have to pull an image to try the market out
             say(SIMULATED)
         runner, isolation = await choose_runner(asked, options.containers, place.folder, place.node_id, say)
+        inventory, left_out = usable_by(isolation, inventory)
+        if left_out:
+            say(left_out)
         cards = cards_offered([offered_card(card) for card in inventory.cards], options.terms)
         if isolation is Isolation.PROCESS and options.terms.accept is Accept.ANYONE:
             say(TAKES_ANYONE)

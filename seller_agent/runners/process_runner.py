@@ -53,7 +53,11 @@ def status_of(report: Report) -> RunStatus:
 
 def environment_of(spec: RunSpec) -> dict[str, str]:
     """What the job sees: its own environment, what is missing for a usable one, and the cards that are its own."""
-    uuids = ",".join(card.uuid for card in spec.cards if not card.simulated)
+    real = [card.uuid for card in spec.cards if not card.simulated]
+    amd = [f"GPU-{uuid.removeprefix('AMD-')}" for uuid in real if uuid.startswith("AMD-")]
+    uuids = ",".join(uuid for uuid in real if not uuid.startswith(("AMD-", "MPS-")))
+    # AMD's runtime obeys CUDA_VISIBLE_DEVICES too, and would see nothing.
+    visible = {"ROCR_VISIBLE_DEVICES": ",".join(amd)} if amd else {"CUDA_VISIBLE_DEVICES": uuids}
     return {
         "PATH": os.environ.get("PATH", os.defpath),
         "HOME": f"{spec.folder}/job",
@@ -65,7 +69,7 @@ def environment_of(spec: RunSpec) -> dict[str, str]:
         **spec.env,
         **({"BAZAAR_SECRETS": f"{spec.folder}/secrets"} if spec.has_secrets else {}),
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
-        "CUDA_VISIBLE_DEVICES": uuids,
+        **visible,
         "NVIDIA_VISIBLE_DEVICES": uuids or "void",
     }
 

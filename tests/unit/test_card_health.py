@@ -94,3 +94,8 @@ def test_a_card_of_which_nothing_is_known_is_let() -> None:
 def test_a_card_that_does_not_exist_is_used_by_nobody() -> None:
     simulated = msgspec.structs.replace(CARD, simulated=True)
     assert Desk().see(5 * ENOUGH, card=simulated, pids=(1,)).well
+
+
+def test_a_card_that_could_never_be_let_does_not_become_well() -> None:
+    divided = msgspec.structs.replace(CARD, healthy=False, fault="its MIG mode is on and it has no slices")
+    assert Judgement(False, False, "its MIG mode is on and it has no slices") == Desk().see(5, card=divided)

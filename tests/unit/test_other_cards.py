@@ -9,10 +9,12 @@ import msgspec
 import pytest
 
 from events.naming import cards_in_words
-from events.values import Card
-from seller_agent.cards import Vendor, pci_address
-from seller_agent.machine import offered_card
+from events.values import Card, Isolation
+from seller_agent.cards import DetectedCard, Inventory, Vendor, pci_address
+from seller_agent.machine import offered_card, usable_by
 from seller_agent.other_cards import Amd, Apple
+from seller_agent.runners.process_runner import environment_of
+from seller_agent.runners.runner import RunCard, RunKey, RunSpec
 
 GIB = 1 << 30
 
@@ -122,3 +124,26 @@ def test_cards_are_named_together_with_all_their_memory(models: list[tuple[str, 
 @pytest.mark.parametrize(("text", "address"), [(b"00000000:0A:00.0", "00000000:0a:00.0"), ("nonsense", ""), ("", ""), ("0:1:2", "")])
 def test_an_address_is_one_or_none(text: object, address: str) -> None:
     assert address == pci_address(text)
+
+
+def test_a_job_is_given_amds_cards_by_the_names_that_its_runtime_knows() -> None:
+    def seen(*uuids: str) -> dict[str, str]:
+        cards = tuple(RunCard(index=index, uuid=uuid, model="X", vram_mib=1) for index, uuid in enumerate(uuids))
+        key = RunKey(job_id="j" + "a" * 19, attempt=1, epoch=1)
+        made = environment_of(RunSpec(key=key, folder="/x", argv=("true",), env={}, cards=cards, timeout_s=1, lease_until_boot_ms=0))
+        return {name: value for name, value in made.items() if name.endswith("VISIBLE_DEVICES") and not name.startswith("NVIDIA")}
+
+    assert {"ROCR_VISIBLE_DEVICES": "GPU-00000000000055a4,GPU-00000000000055a5"} == seen("AMD-00000000000055a4", "AMD-00000000000055a5")
+    assert {"CUDA_VISIBLE_DEVICES": "GPU-1,MIG-2"} == seen("GPU-1", "MIG-2")
+    assert {"CUDA_VISIBLE_DEVICES": ""} == seen("MPS-1") == seen()
+
+
+def test_containers_are_offered_nvidias_cards_only() -> None:
+    cards = tuple(
+        DetectedCard(index=index, uuid=str(index), model="X", vram_mib=1, vendor=vendor)
+        for index, vendor in enumerate((Vendor.NVIDIA, Vendor.AMD))
+    )
+    both = Inventory(cards=cards)
+    assert (both, "") == usable_by(Isolation.PROCESS, both)
+    found, words = usable_by(Isolation.CONTAINER, both)
+    assert ((cards[0],), True) == (found.cards, words.startswith("1 cards"))
