@@ -238,6 +238,7 @@ def _simulated(attempt: Attempt, cards: Mapping[str, RunCard], seen: _Seen, use:
     before_ms, before_cpu_ms = seen.cpu or (0, 0)
     percent = (use.cpu_ms - before_cpu_ms) * 100 // max(1, seen.ran_ms - before_ms)
     seen.cpu = (seen.ran_ms, use.cpu_ms)
+    percent = percent if percent >= watching.BUSY_PERCENT_SESSION else 0  # what only waits uses no card
     doing, left_mib = {}, use.memory_mib
     for card in simulated:
         taken_mib = min(left_mib, card.vram_mib)
