@@ -37,6 +37,7 @@ ELSEWHERE: dict[str, tuple[str, str, str]] = {
     "drain": ("orders", "drain", "Take no new jobs; what runs may finish."),
     "resume": ("orders", "resume", "Take new jobs again after a drain."),
     "maintenance": ("orders", "maintenance", "Plan a time in which the machine is away."),
+    "hosts": ("hosts", "hosts", "Whether the hosts of a file can be reached, and what they would offer."),
     "reap": ("reaping", "reap", "End what is past its lease or deadline here; for a timer."),
     "install-service": ("service", "install_service", "Run the agent as a systemd service."),
     "withdraw": ("orders", "withdraw", "Take the node off the market; what runs goes on."),

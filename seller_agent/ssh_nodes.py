@@ -27,7 +27,8 @@ from seller_agent.cards import CardTelemetry, DetectedCard
 from seller_agent.machine import CardWatch, agent_boot, boot_id, offered_card, simulated_cards
 from seller_agent.offers import TAKES_ANYONE, Terms, cards_offered
 from seller_agent.owned_nodes import Started, read_started
-from seller_agent.runners.ssh_connection import Access, HostAway, SshFailed, open_access
+from seller_agent.runners.ssh_connection import Access, open_access
+from seller_agent.runners.ssh_errors import HostAway, SshFailed
 from seller_agent.runners.ssh_host import Facts, Host, HostCard
 from seller_agent.runners.ssh_hosts import HostEntry, Hosts, HostsError, read_hosts
 from seller_agent.runners.ssh_runner import SshRunner

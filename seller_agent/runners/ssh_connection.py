@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import asyncssh
 
-from events.errors import BazaarError
+from seller_agent.runners.ssh_errors import ForwardingRefused, HostAway, HostKeyWrong, LoginRefused, SshFailed
 from seller_agent.runners.ssh_hosts import HostEntry, Hosts, HostsError
 
 asyncssh.set_log_level("ERROR")
@@ -35,36 +35,6 @@ KEY_KINDS = ("ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa
 """Asked for after those that are pinned, only so that the key of a stranger can be named."""
 
 T = TypeVar("T")
-
-
-class SshFailed(BazaarError):
-    """The host cannot be used as it is."""
-
-    what = "A host cannot be used over SSH."
-
-
-class HostAway(SshFailed):
-    """It does not answer, or the connection was lost: what was asked may have been done. This passes."""
-
-    what = "A host cannot be reached over SSH."
-
-
-class HostKeyWrong(SshFailed):
-    """Somebody else answered, or the host was set up again. Nothing was sent to it but a greeting."""
-
-    what = "A host showed another key than the one pinned for it: nothing was run there."
-
-
-class LoginRefused(SshFailed):
-    """The host does not let this user in with this key."""
-
-    what = "A host refused the login."
-
-
-class ForwardingRefused(SshFailed):
-    """The host's SSH server does not forward sockets."""
-
-    what = "The host's SSH server forwards no connections."
 
 
 class Finished(NamedTuple):

@@ -19,7 +19,8 @@ import asyncssh
 
 from events.files import DEPTH_MAX, FILES_MAX, path_problem
 from seller_agent.runners.runner import RunnerError
-from seller_agent.runners.ssh_connection import Access, SshFailed
+from seller_agent.runners.ssh_connection import Access
+from seller_agent.runners.ssh_errors import SshFailed
 
 TOGETHER = 8
 """Files under way at once."""

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import secrets
 import shlex
 import time
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from seller_agent.runners.proc import boot_ms
-from seller_agent.runners.ssh_connection import Access, Channel, Finished, HostAway, SshFailed
+from seller_agent.runners.ssh_connection import Access, Channel, Finished
+from seller_agent.runners.ssh_errors import HostAway, SshFailed
 from seller_agent.runners.ssh_files import upload_files
 from seller_agent.runners.ssh_hosts import HostEntry
 from seller_agent.runners.supervisor import FILES
@@ -101,8 +100,8 @@ class Host:
                 f"Python cannot be started on {self.name}.", why=why, hint="Install python3 there, or name it with `python` in hosts.toml."
             )
         try:
-            work, version, is_there = json.loads(told.stdout.splitlines()[-1])
-        except (ValueError, IndexError):
+            work, version, is_there = json.loads(told.stdout)
+        except ValueError:
             raise SshFailed(
                 f"{self.name} does not answer as it should.", why="Its login prints words of its own.", hint="Keep ~/.bashrc there silent."
             ) from None
@@ -171,13 +170,3 @@ class Host:
     def _line(self, program: str, *words: str) -> str:
         """-I -S: nothing of the host's own Python set-up is loaded."""
         return "exec " + shlex.join([self.entry.python, "-I", "-S", "-X", "utf8", "-c", program, *words])
-
-
-def random_name() -> str:
-    """For something temporary."""
-    return secrets.token_hex(8)
-
-
-def state_folder(path: Path) -> None:
-    """Make a folder for us alone."""
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)

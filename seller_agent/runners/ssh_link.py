@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 
 from seller_agent.runners.runner import RunnerError
-from seller_agent.runners.ssh_connection import Channel, HostAway
+from seller_agent.runners.ssh_connection import Channel
+from seller_agent.runners.ssh_errors import HostAway
 from seller_agent.runners.ssh_host import Host
 from seller_agent.runners.supervisor_link import HELLO_MAX_S, STARTING_MAX_S, Link, LinkLost, Listener
 from seller_agent.runners.supervisor_worker import PROTOCOL

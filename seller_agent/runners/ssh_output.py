@@ -14,7 +14,8 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from seller_agent.runners.ssh_connection import Channel, SshFailed
+from seller_agent.runners.ssh_connection import Channel
+from seller_agent.runners.ssh_errors import SshFailed
 from seller_agent.runners.ssh_host import Host
 
 log = structlog.get_logger("seller.ssh")

@@ -31,7 +31,7 @@ from seller_agent.runners.runner import (
     Stream,
     Terminal,
 )
-from seller_agent.runners.ssh_connection import ForwardingRefused, HostAway, SshFailed
+from seller_agent.runners.ssh_errors import ForwardingRefused, HostAway, SshFailed
 from seller_agent.runners.ssh_files import fetch_tree, in_words, upload_tree
 from seller_agent.runners.ssh_host import Host
 from seller_agent.runners.ssh_link import open_link, reach

@@ -39,12 +39,15 @@ def test_a_wrong_host_key_is_said_and_nothing_is_offered(market: MarketEnv, worl
     (market.work / "hosts.toml").write_text(world.hosts_toml(node_key=world.gate.host_key))
     told = market.command("bazaar-seller", "run", "--price", "0.35", "--runner", "ssh", "--hosts", "hosts.toml", code=1)
     assert "another key than the one pinned" in told.stderr
+    [visited] = market.command("bazaar-seller", "hosts", "hosts.toml", "--json", code=1).json
+    assert 2 == visited["trouble"].count("SHA256:")
     assert [] == market.bazaar("nodes", "--json").json
     assert 0 == world.node.logins()
 
 
 def test_a_node_behind_a_jump_host_runs_a_job_and_returns_output_exit_code_and_results(market: MarketEnv, world: SshWorld) -> None:
     (market.work / "hosts.toml").write_text(world.hosts_toml(more='labels = { rack = "b2" }\nprice = "0.20"'))
+    assert market.command("bazaar-seller", "hosts", "hosts.toml").stdout.startswith("node-1: 0 cards, ")
     seller = market.run_on(
         "bazaar-seller", "run", "--price", "0.35", "--runner", "ssh", "--hosts", "hosts.toml", "--simulate-gpus", "2xRTX 4090"
     )

@@ -16,7 +16,8 @@ from integration.test_process_runner import IGNORE_TERM, eventually, is_running,
 
 from seller_agent.runners import proc
 from seller_agent.runners.runner import RunCard, RunSpec, RunState, StopReason
-from seller_agent.runners.ssh_connection import Access, HostAway, HostKeyWrong, LoginRefused, SshFailed
+from seller_agent.runners.ssh_connection import Access
+from seller_agent.runners.ssh_errors import HostAway, HostKeyWrong, LoginRefused, SshFailed
 from seller_agent.runners.ssh_files import TOO_LARGE_BYTES
 from seller_agent.runners.ssh_hosts import HostsError
 from seller_agent.ssh_nodes import HostSilent, HostWatch, cards_of
