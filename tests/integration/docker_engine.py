@@ -36,7 +36,8 @@ from seller_agent.runners.runner import RunSpec, RunState, StopReason
 
 IMAGE = "bazaar-test:1"
 APPLETS = (
-    "cat chmod chroot dd df echo env false grep head id kill ls mkdir mknod mount printf seq sh sleep stat test touch tr true usleep wc yes"
+    "cat chmod chroot dd df echo env false grep head id kill ls mkdir mknod mount nc printf seq sh sleep stat "  # as many as tests need
+    "test touch tr true usleep wc yes"
 )
 
 
@@ -81,11 +82,14 @@ class Engine:
         self.socket = str(folder / "docker.sock")
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self, *flags: str, programs: Path | None = None) -> None:
-        """Start the daemon and wait until it answers. `programs` is a folder that it finds programs in first."""
+    def start(self, *flags: str, programs: Path | None = None, network: str | None = None) -> None:
+        """Start the daemon and wait until it answers. `programs` is a folder that it finds programs in first; `network` a network
+        namespace of its own, the only place where it may set rules of a firewall."""
         assert self._process is None
         (self.folder / "daemon.json").write_text("{}")
-        command = ["dockerd", "--bridge=none", "--iptables=false", "--ip6tables=false", f"--config-file={self.folder}/daemon.json"]
+        inside = ["nsenter", f"--net={network}"] if network is not None else []
+        firewall = [] if network is not None else ["--iptables=false", "--ip6tables=false"]
+        command = [*inside, "dockerd", "--bridge=none", *firewall, f"--config-file={self.folder}/daemon.json"]
         command += [f"--data-root={self.folder}/data", f"--exec-root={self.folder}/exec", f"--pidfile={self.folder}/pid"]
         environment = {**os.environ, "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
         if programs is not None:
