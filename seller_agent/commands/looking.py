@@ -87,9 +87,14 @@ def _readings(card: dict[str, Any]) -> str:
     known = [
         f"{card[key]}{unit}"
         for key, unit in (("gpu_percent", " %"), ("memory_used_mib", " MiB used"), ("temperature_c", " C"), ("power_w", " W"))
-        if card.get(key) is not None and not card["simulated"]
+        if card.get(key)
     ]
-    return (", simulated" if card["simulated"] else "") + (", " if known else "") + ", ".join(known)
+    notes = ["simulated"] if card["simulated"] else []
+    if card.get("unhealthy"):
+        notes.append(card["unhealthy"])
+    if card.get("ecc_errors"):
+        notes.append(f"{card['ecc_errors']} memory errors")
+    return "".join(f", {note}" for note in (*notes, *known))
 
 
 def _job_line(job: dict[str, Any]) -> str:
