@@ -90,7 +90,8 @@ class Follower:
             return LOOK_S.get(now.state, LOOK_ELSE_S)
         order = self._order
         limits_s = [now.timeout_s, *((order.idle_timeout_s, order.min_utilisation_window_s) if order is not None else ())]
-        return max(1.0, min(LOOK_ELSE_S, min(limit_s for limit_s in limits_s if limit_s) / 20))
+        shortest_s: float = min(limit_s for limit_s in limits_s if limit_s)
+        return max(1.0, min(LOOK_ELSE_S, shortest_s / 20))
 
     def _on_event(self, received: Received) -> None:
         if getattr(received.event, "job_id", None) == self.job_id:
