@@ -58,8 +58,8 @@ class _Sources:
 class CardReader:
     """Reads the cards without ever stopping the loop."""
 
-    def __init__(self, timeout_s: float = TIMEOUT_S) -> None:
-        self._timeout_s = timeout_s
+    def __init__(self, timeout_s: float | None = None) -> None:
+        self._timeout_s = TIMEOUT_S if timeout_s is None else timeout_s
         self._sources = _Sources()
         self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None

@@ -232,3 +232,63 @@ asyncio.run(main())
     assert "has not answered for 0.2 s" in said[0]
     assert "an earlier question" in said[1]
     assert [1, 1] == said[2:]
+
+
+def test_a_watched_card_is_let_only_while_it_is_well_and_nobody_else_uses_it(machine: Machine) -> None:
+    said = machine.run(
+        "count 2\n",
+        """
+import structlog
+from seller_agent import card_health, card_reader, machine
+structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
+machine.LOOK_S, machine.HUNG_MS, card_reader.TIMEOUT_S = 0.01, 100, 0.1
+card_health.FOREIGN_MS = card_health.CLEAN_MS = 50
+
+async def main():
+    cards = inventory().cards
+    watch = machine.CardWatch(cards)
+    held = {}
+    async def ours():
+        return held
+    watch.ours = ours
+    watching = asyncio.create_task(watch.run())
+    async def until(well, what, sick=False):
+        uuid = cards[1].uuid
+        async with asyncio.timeout(20):
+            while watch.is_healthy(uuid) is not well or (what not in watch.readings()[1].unhealthy) or (uuid in watch.sick()) is not sick:
+                await asyncio.sleep(0.005)
+        say(watch.readings()[1].unhealthy)
+        assert watch.is_healthy(cards[0].uuid) or "hang" in state.read_text()
+    await until(True, "")
+    state.write_text("count 2\\npid 1 4711\\n")
+    await until(False, "did not start")
+    state.write_text("count 2\\n")
+    await until(True, "")
+    held[cards[1].uuid] = None
+    state.write_text("count 2\\npid 1 4711\\nused 1 20000\\n")
+    looks = 0
+    take = watch._take
+    def counted(*readings):
+        nonlocal looks
+        looks += 1
+        take(*readings)
+    watch._take = counted
+    while looks < 20:
+        await asyncio.sleep(0.01)
+    assert watch.is_healthy(cards[1].uuid) and watch.readings()[1].processes == 1
+    held.clear()
+    state.write_text("count 2\\nused 1 20000\\n")
+    await until(False, "20000 MiB")
+    state.write_text("count 2\\nhang 1\\n")
+    await until(False, "the driver does not answer")
+    state.write_text("count 2\\n")
+    await until(True, "")
+    state.write_text("count 2\\nfails 1 15\\n")
+    await until(False, "fallen off the bus", sick=True)
+    state.write_text("count 2\\necc 1 2\\n")
+    await until(False, "2 uncorrected memory errors")
+    watching.cancel()
+asyncio.run(main())
+""",
+    )
+    assert 8 == len(said)
