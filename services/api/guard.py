@@ -45,7 +45,9 @@ class Guard:
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), *SECURITY_HEADERS]
+                headers = message.get("headers", ())
+                said = {name.lower() for name, _ in headers}  # a page brings a policy of its own, as strict as it can be for a page
+                message["headers"] = [*headers, *(header for header in SECURITY_HEADERS if header[0] not in said)]
             await send(message)
 
         # HEAD is GET to everything inside; the server leaves the body out.

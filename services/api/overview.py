@@ -14,10 +14,13 @@ from services.api.candles import MINUTE_MS, NO_CARD, POINTS_MAX, Point, series
 from services.api.job_endpoints import held_jobs, seen
 from services.api.market_views import MarketView, StatsView, market_view, stats_view
 from services.api.views import JobView, NodeView, node_view
+from services.matcher.why import Moment, why_in_words
 
 NODES_MAX = 200
 JOBS_MAX = 100
 DAY_MS = 86_400_000
+LOOKS_MAX = 10_000
+"""Nodes that are asked for the reasons of one answer, over all jobs."""
 STEPS_MINUTES = (1, 5, 15, 60, 240, 1440, 10_080)
 
 
@@ -46,6 +49,8 @@ class StateView(msgspec.Struct, frozen=True, kw_only=True):
     queued_total: int
     running: list[JobView]
     running_total: int
+    reasons: dict[str, str]
+    """Why the first of the queued jobs wait, by their ids."""
     now_ms: int
     """The API's own clock, or the moment that was asked for."""
 
@@ -66,9 +71,24 @@ async def state(asked: Asked) -> Reply:
         queued_total=len(mirror.standing.queue),
         running=[seen(asked, job) for job in running[:JOBS_MAX]],
         running_total=len(running),
+        reasons=reasons(asked, len(nodes)),
         now_ms=asked.now_ms,
     )
     return Reply(asked.as_of_seq, view)
+
+
+def reasons(asked: Asked, nodes: int) -> dict[str, str]:
+    """Why queued jobs wait, for as many of them as a look at all nodes allows."""
+    mirror = asked.mirror
+    most = max(3, min(JOBS_MAX, LOOKS_MAX // max(1, nodes)))
+    suspects = mirror.telemetry.suspects(mirror.market.nodes, mirror.market.policy.suspect_s, asked.now_ms)
+    found = {}
+    for place, name in enumerate(islice(mirror.standing.queue.in_order(), most)):
+        job = mirror.market.jobs[name]
+        if asked.viewer.may_see_job(job):
+            moment = Moment(max(asked.now_ms, mirror.market.time_ms), suspects, (), place)
+            found[name] = why_in_words(mirror.market, job, moment, mirror.offer_keys)
+    return found
 
 
 def models(nodes: list[Node]) -> list[ModelView]:

@@ -1,7 +1,7 @@
 """The endpoints as a FastAPI app: paths, headers, conditional requests, problems, and the document that describes them.
 
-Answers are bytes that the desk has made; nothing here looks into them. Interactive documentation pages are off: they would load scripts
-from elsewhere.
+Answers are bytes that the desk has made; nothing here looks into them. FastAPI's own documentation pages are off: they would load scripts
+from elsewhere; `pages.py` has ours.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from services.api.asking import Endpoint
 from services.api.desk import Answer, Desk
 from services.api.live import EVENTS, Streams, wants_stream
 from services.api.metrics import CONTENT_TYPE, exposition
+from services.api.pages import add_pages
 from services.api.problems import MEDIA_TYPE, Problem, ProblemFound, Trouble
 from services.api.queries import AS_OF, EVERYWHERE, Parameter
 
@@ -76,6 +77,7 @@ def make_app(desk: Desk, streams: Streams, readiness: Readiness, *, is_loopback:
 
     _add(app, "/healthz", healthz, Endpoint("/healthz", _nowhere, Health, "Whether the process is alive."), plain=True)
     _add(app, "/readyz", readyz, Endpoint("/readyz", _nowhere, Ready, "Whether answers are as new as the ledger."), plain=True)
+    add_pages(app)
     app.add_api_route("/metrics", metrics, methods=["GET"], include_in_schema=False)
     app.add_api_route("/openapi.json", openapi, include_in_schema=False)
     shapes: list[type[msgspec.Struct]] = [Problem, Health, Ready, *(endpoint.shape for endpoint in desk.endpoints)]

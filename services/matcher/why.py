@@ -89,6 +89,13 @@ def why(market: Market, job: Job, moment: Moment, keys: OfferKeys | None = None)
     )
 
 
+def why_in_words(market: Market, job: Job, moment: Moment, keys: OfferKeys) -> str:
+    """What a queued job waits for, in one line, and nothing else."""
+    scene = Scene(market, moment.now_ms, moment.suspects)
+    nodes = [node for node in market.nodes.values() if node.state is not NodeState.WITHDRAWN]
+    return cause_of(market, job, count_tiers(verdicts(ask_of(job), scene, nodes, keys)), moment.now_ms)[1]
+
+
 def count_tiers(found: Verdicts) -> dict[Nearness, int]:
     """How many nodes are how near."""
     tiers: dict[Nearness, int] = {}
