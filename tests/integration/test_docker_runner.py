@@ -148,6 +148,35 @@ async def test_too_much_output_ends_the_job_and_keeps_exactly_what_is_allowed(ho
     assert ("y\n" * 60_000)[:100_001] == output(spec)
 
 
+async def test_a_flood_of_output_arrives_whole(home: Home, runner: DockerRunner) -> None:
+    line = "x" * 99
+    spec = home.spec(f"yes {line} | head -c 30000000")
+    status = await run(runner, spec)
+    assert (0, None) == (status.exit_code, status.stop_reason)
+    assert f"{line}\n" * 300_000 == output(spec)
+
+
+async def test_a_full_disk_keeps_the_end_of_a_run_until_there_is_room_again(home: Home) -> None:
+    home.folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(home.folder)], check=True)
+    try:
+        runner = home.runner()
+        spec = home.spec("yes 0123456789 | head -c 5500000; exit 3")
+        await runner.prepare(spec, quiet)
+        with pytest.raises(RunnerError) as failure:
+            await runner.start(spec)
+            await runner.wait(spec.key)
+        assert "disk_full" == failure.value.reason
+        subprocess.run(["mount", "-o", "remount,size=20m", str(home.folder)], check=True)
+        status = await runner.wait(spec.key)
+        assert (3, None) == (status.exit_code, status.error)
+        assert "0123456789\n" * 500_000 == output(spec)
+        await runner.remove(spec.key)
+        await runner.close()
+    finally:
+        subprocess.run(["umount", "-l", str(home.folder)], check=True)
+
+
 async def test_a_run_that_somebody_removed_is_reported_and_not_waited_for(home: Home, runner: DockerRunner) -> None:
     spec = home.spec("while :; do usleep 50000; done")
     await runner.prepare(spec, quiet)
@@ -434,14 +463,25 @@ async def test_a_daemon_restarted_while_nobody_watched_is_noticed_too(home: Home
     assert "runtime_restarted" == status.error
 
 
+PAUSES = """
+i=0; while [ $i -lt 150 ]; do
+    echo line $i; i=$((i+1)); usleep 5000
+    if [ $i = 50 ]; then while [ ! -e /job/more ]; do usleep 20000; done; fi
+done; exit 4
+"""
+
+
 async def test_with_live_restore_a_job_and_its_output_survive_the_daemon(home: Home, runner: DockerRunner, restarted: Engine) -> None:
+    """What it writes while no daemon lives too. (A line that the daemon has in its hand at its very end is lost, in its own log as well: so
+    the job pauses there.)"""
     restarted.stop()
     restarted.start("--live-restore")
-    spec = home.spec("i=0; while [ $i -lt 150 ]; do echo line $i; i=$((i+1)); usleep 20000; done; exit 4")
+    spec = home.spec(PAUSES)
     await runner.prepare(spec, quiet)
     await runner.start(spec)
-    await asyncio.to_thread(until, lambda: output(spec), "the job's first line")
+    await asyncio.to_thread(until, lambda: output(spec).endswith("line 49\n"), "the job's pause")
     await asyncio.to_thread(restarted.stop)
+    (Path(spec.folder) / "job" / "more").touch()
     await asyncio.to_thread(restarted.start, "--live-restore")
     status = await runner.wait(spec.key)
     assert (4, None, None) == (status.exit_code, status.stop_reason, status.error)

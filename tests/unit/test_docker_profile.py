@@ -92,6 +92,12 @@ def test_each_control_that_is_missing_or_different_is_noticed(control: Control) 
     assert (1 if control.wanted else 0) == len(missing_controls(absent, TABLE))
 
 
+def test_an_images_own_intervals_of_a_health_check_that_is_not_made_change_nothing() -> None:
+    inspected = as_inspected(body_of())
+    inspected["Config"]["Healthcheck"] = {"Test": ["NONE"], "Interval": 1_000_000_000, "Retries": 3}
+    assert [] == missing_controls(inspected, TABLE)
+
+
 def test_unmasked_kernel_files_are_noticed() -> None:
     inspected = as_inspected(body_of())
     inspected["HostConfig"]["MaskedPaths"] = None
