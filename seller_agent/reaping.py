@@ -13,12 +13,14 @@ from pathlib import Path
 import msgspec
 
 from seller_agent.runners import proc
+from seller_agent.runners.docker_profile import NAME_PREFIX
 from seller_agent.runners.guard import Guard, container_state, reap
 from seller_agent.runners.guard_files import boot_ms, due, read_stop
 from seller_agent.runners.guarded_run import read_record
 from seller_agent.runners.runner import RunnerError
 from seller_agent.runners.supervisor import is_serving
 from seller_agent.runners.supervisor_link import launch
+from seller_agent.secret_files import SecretFiles
 
 LIVING = ("running", "paused", "restarting")
 SUPERVISOR_IDLE_S = 0.25
@@ -60,6 +62,10 @@ def reap_node(folder: Path, *, dry_run: bool) -> Found:
         trouble = _end_processes(folder / "runs") or trouble
         left = {one.run for one in late_processes(folder / "runs")}
         late += [msgspec.structs.replace(one, gone=one.run not in left) for one in processes]
+    secrets = SecretFiles(folder / "runs")
+    for one in late:
+        if one.gone:
+            secrets.remove(one.run.removeprefix(NAME_PREFIX))
     return Found(late=tuple(late), trouble=trouble)
 
 

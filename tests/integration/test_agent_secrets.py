@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import stat
@@ -12,6 +13,7 @@ from integration.broker_env import until, world
 from integration.docker_engine import Engine, engine
 from integration.market_env import a_market
 from integration.node_env import NodeWorld, RunningAgent, some_nodes
+from integration.test_agent_crashes import end_supervisor
 from integration.test_agent_docker import ContainerAgent
 
 from events import ids, sealing
@@ -19,6 +21,7 @@ from events.files import put_bytes
 from events.reasons import Reason
 from events.sealing import Secrets
 from events.values import Program
+from seller_agent.reaping import reap_node
 from seller_agent.secret_files import SecretFiles
 
 __all__ = ["a_market", "engine", "some_nodes", "world"]  # the fixtures
@@ -127,3 +130,15 @@ async def test_a_gateway_that_is_away_is_waited_for(nodes: NodeWorld) -> None:
     await nodes.start_gateway()
     await nodes.state(job_id, "succeeded")
     assert VALUE == (await nodes.output(job_id))[0]
+
+
+async def test_reaping_takes_the_secrets_of_what_it_ends_away(nodes: NodeWorld) -> None:
+    agent = await nodes.agent()
+    job_id = await submit(nodes, "sleep", "600")
+    await nodes.state(job_id, "running")
+    await agent.kill()
+    assert 2 == end_supervisor(agent.folder / "runs")
+    await until(lambda: reap_node(agent.folder, dry_run=True).late, "nobody guards it")
+    assert 1 == len(in_memory(agent))
+    [late] = (await asyncio.to_thread(reap_node, agent.folder, dry_run=False)).late
+    assert late.gone and [] == in_memory(agent)
