@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "submit": ("submitting", "submit_", "Submit a job and print its id."),
     "notebook": ("sessions", "notebook", "Jupyter on rented GPUs, at a local address."),
     "container": ("sessions", "container", "A container to connect to."),
+    "open": ("sessions", "open_", "A running session, at a local address."),
     "close": ("sessions", "close", "End a session with its work saved."),
     "quote": ("quoting", "quote", "Who could run this, at what price. Nothing is written."),
     "ps": ("looking", "ps", "My jobs."),

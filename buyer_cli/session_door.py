@@ -9,14 +9,15 @@ from urllib.parse import quote
 
 import msgspec
 
+from buyer_cli import render
 from buyer_cli.caller import Caller
 from buyer_cli.complaint import Complaint
-from buyer_cli.tunnels import LOOPBACK, Place, Reach, opened
+from buyer_cli.job_reach import met, reach_of
+from buyer_cli.tunnels import LOOPBACK, opened
 from events.errors import BazaarError
 from events.market_client import MarketClient
 from events.tunnel import Tunnel
 from events.tunnel_frames import SESSION, Target, is_place
-from events.tunnel_keys import Facts
 
 ANSWER_BYTES_MAX = 8192
 ANSWER_S = 15.0
@@ -32,40 +33,17 @@ class SessionDoor(msgspec.Struct, frozen=True, kw_only=True):
     token: str = ""
 
 
-def reach_of(client: MarketClient, url: str, job_id: str) -> Reach:
-    """The way to the job's node, wherever the job runs by the time that it is gone. `url`: the broker's."""
-
-    async def locate() -> Place:
-        found = (await client.sync(job_ids=(job_id,))).jobs
-        if not found or found[0].state not in ("starting", "running") or not found[0].output_token:
-            state = found[0].state if found else "unknown to the market"
-            raise Complaint("illegal_in_state", f"{job_id} cannot be connected to.", f"It is {state}.", f"bazaar show {job_id}")
-        job = found[0]
-        session = client.session
-        facts = Facts(
-            market_id=session.market_id,
-            job_id=job_id,
-            attempt=job.attempt,
-            epoch=job.epoch,
-            buyer=session.wallet,
-            seller=job.node_wallet or "",
-        )
-        return Place(facts, job.output_token)
-
-    return Reach(url, lambda: client.session, locate)
-
-
 @asynccontextmanager
-async def open_door(caller: Caller, client: MarketClient, job_id: str, *, port: int = 0) -> AsyncIterator[str]:
+async def open_door(caller: Caller, client: MarketClient, job_id: str, *, port: int = 0, buyer: str = "") -> AsyncIterator[str]:
     """The address of the session's first page, for as long as this is entered. Raises Complaint, BazaarError."""
-    reach = reach_of(client, caller.settings.market or "", job_id)
+    reach = reach_of(client, client.connection.url, job_id, buyer=buyer)
     try:
-        door = await ask_session(reach, job_id)
+        door = await ask_session(await met(job_id, reach.tunnel()), job_id)
         if not door.place:
             why = f"A {door.kind} serves none by itself."
             raise Complaint("no_pages", f"{job_id} has no pages.", why, f"bazaar shell {job_id}, or bazaar forward {job_id} PORT")
         try:
-            async with opened(reach, door.place, port, caller.terminal.note) as bound:
+            async with opened(reach, door.place, port, lambda why: caller.terminal.note(render.text(why))) as bound:
                 yield f"http://{LOOPBACK}:{bound}{door.path}?token={door.token}"
         except OSError as error:
             raise Complaint("cannot_listen", f"Port {port} cannot be had.", error.strerror or str(error), "another --port") from None
@@ -73,9 +51,8 @@ async def open_door(caller: Caller, client: MarketClient, job_id: str, *, port: 
         await reach.close()
 
 
-async def ask_session(reach: Reach, job_id: str) -> SessionDoor:
+async def ask_session(tunnel: Tunnel, job_id: str) -> SessionDoor:
     """How it is opened. Raises Complaint, BazaarError."""
-    tunnel = await reach.tunnel()
     answer = _Answer(tunnel)
     try:
         async with asyncio.timeout(ANSWER_S):
@@ -85,7 +62,7 @@ async def ask_session(reach: Reach, job_id: str) -> SessionDoor:
     try:
         door = msgspec.json.decode(data, type=SessionDoor)
     except (msgspec.MsgspecError, ValueError):
-        why = answer.reason or "What it says of itself cannot be read."
+        why = render.text(answer.reason) or "What it says of itself cannot be read."
         raise Complaint("no_session", f"{job_id} cannot be opened.", why, f"bazaar show {job_id}") from None
     is_path = door.path == quote(door.path) and door.path.startswith("/" if door.place else "")
     plain = is_path and set(door.token) <= TOKEN_LETTERS and (not door.place or is_place(door.place))

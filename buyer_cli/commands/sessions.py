@@ -1,4 +1,4 @@
-"""`bazaar notebook`, `container` and `close`: jobs that somebody connects to, from the submission to the work that they leave."""
+"""`bazaar notebook`, `container`, `open` and `close`: jobs that somebody connects to, from the submission to the work that they leave."""
 
 from __future__ import annotations
 
@@ -180,6 +180,33 @@ class _Stay:
             note(f"\n{job_id} goes on. Open it again: bazaar open {job_id}   End it, with its work saved: bazaar close {job_id}")
         else:
             note(f"\n{job_id} goes on. Connect: bazaar shell {job_id}   End it, with its work saved: bazaar close {job_id}")
+
+
+@click.command("open")
+@click.argument("job")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Of the local address; default: a free one.")
+@command_flags
+def open_(caller: Caller, job: str, port: int) -> int:
+    """Open a running session again: prints a local address for the browser and keeps it open until Ctrl-C or the session's end."""
+    api = Api(caller.settings)
+    found = find_job(caller, api, job, market_knows=True)
+    job_id = found["id"]
+
+    async def go() -> int:
+        async with opened(caller) as client:
+            async with open_door(caller, client, job_id, port=port, buyer=str(found.get("buyer") or "")) as url:
+                if caller.as_json:
+                    caller.terminal.emit({"type": "ready", "job": job_id, "url": url})
+                else:
+                    caller.terminal.data(url)
+                ended = await Follower(job_id, None, Following(client, api, caller.terminal, None, quiet=True)).follow()
+            return await _tell_closed(caller, api, ended, fetched=False)
+
+    try:
+        return run_async(go())
+    except KeyboardInterrupt:
+        caller.terminal.note(f"\n{job_id} goes on. End it, with its work saved: bazaar close {job_id}")
+        return INTERRUPTED
 
 
 @click.command()
