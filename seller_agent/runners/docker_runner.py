@@ -27,9 +27,10 @@ from seller_agent.runners.docker_images import Registry
 from seller_agent.runners.docker_logs import Follower
 from seller_agent.runners.docker_outcome import classify_failure
 from seller_agent.runners.docker_profile import Host
+from seller_agent.runners.docker_reach import DockerReach
 from seller_agent.runners.docker_runs import Dropped, EngineGone, Inspection, Runs
 from seller_agent.runners.docker_store import ImageStore, ImageTerms, Wish
-from seller_agent.runners.runner import Progress, RunKey, RunnerError, RunSpec, RunState, RunStatus, RunUse, StopReason
+from seller_agent.runners.runner import Progress, RunKey, RunnerError, RunSpec, RunState, RunStatus, RunUse, StopReason, Stream, Terminal
 
 THREADS = 32
 PROVE_EVERY_S = 60.0
@@ -215,6 +216,7 @@ class DockerRunner:
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="docker")
         self._lasting = ThreadPoolExecutor(LASTING_THREADS_MAX, thread_name_prefix="docker-follow")
         self._engine = SdkEngine(socket_path, THREADS)
+        self._reach = DockerReach(socket_path)
         self._home = hashlib.sha256(str(state_dir.resolve()).encode()).hexdigest()[:16]
         self._egress: Egress | None = None
         self._images = ImageStore(self._engine, Registry(socket_path), state_dir / "images.json", images or ImageTerms())
@@ -343,6 +345,15 @@ class DockerRunner:
     async def use(self, key: RunKey) -> RunUse | None:
         """From the files of its control group, else from Docker."""
         return await self._in_thread(self._runs.use, key)
+
+    async def dial(self, key: RunKey, place: str) -> Stream:
+        """Into the container. Raises ConnectionError, RunnerError."""
+        folder = await self._in_thread(self._runs.folder_of, key)
+        return await self._reach.dial(await self._in_thread(self._engine.inspect, profile.container_name(key)), f"{folder}/job", place)
+
+    async def shell(self, key: RunKey, argv: tuple[str, ...], columns: int, rows: int) -> Terminal:
+        """Beside the job's own program, confined as it is. Raises RunnerError."""
+        return await self._reach.shell(await self._in_thread(self._engine.inspect, profile.container_name(key)), argv, columns, rows)
 
     async def remove(self, key: RunKey) -> None:
         """Remove container, watch file and follower; the folder stays."""
