@@ -13,6 +13,7 @@ import msgspec
 
 from events.errors import BazaarError
 from events.ids import node_id
+from events.naming import cards_in_words
 from events.nodes import NodeOffered
 from events.values import Accept, Card, Isolation, LabelKey, Labels, LabelValue
 
@@ -182,11 +183,8 @@ def make_offer(
 
 def in_words(offer: NodeOffered) -> str:
     """One line for the owner."""
-    models: dict[str, int] = {}
-    for card in offer.cards:
-        name = f"{card.model}{' (simulated)' if card.simulated else ''}"
-        models[name] = models.get(name, 0) + 1
-    what = ", ".join(f"{count}x {model}" for model, count in sorted(models.items())) or f"no cards (CPU only, {offer.cores} cores)"
+    named = cards_in_words((f"{card.model}{' (simulated)' if card.simulated else ''}", card.vram_mib) for card in offer.cards)
+    what = named if offer.cards else f"no cards (CPU only, {offer.cores} cores)"
     whose = {Accept.ANYONE: "anyone's jobs", Accept.ORGANISATION: "jobs of the organisation", Accept.OWN: "own jobs"}[offer.accept]
     if offer.accept is Accept.OWN and offer.accept_wallets:
         whose += f" and those of {len(offer.accept_wallets)} more wallets of this home"
