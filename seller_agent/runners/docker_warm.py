@@ -17,7 +17,7 @@ WARM_MAX = 32
 NAMES_MAX = 8
 ORDER_EVERY_MS = 10 * 60 * 1000
 """So often the order of warm images is told anew."""
-CHANGE_EVERY_MS = 60_000
+CHANGE_EVERY_MS = 15_000
 """So often it is told that one came or went, after the first."""
 
 WRITE_EVERY_MS = 60_000
