@@ -69,3 +69,42 @@ def test_a_node_behind_a_jump_host_runs_a_job_and_returns_output_exit_code_and_r
 
     assert 0 == seller.stop()
     assert [] == [path for path in world.work.glob("*/runs/*") if path.name != ".supervisor"]
+
+
+SLOW = """
+import os, pathlib, time
+while not pathlib.Path("go").exists(): time.sleep(0.02)
+for n in range(40): print("line", n, flush=True); time.sleep(0.02)
+pathlib.Path(os.environ["BAZAAR_OUT"], "done").write_text("yes")
+"""
+
+
+def test_a_gate_that_restarts_in_mid_run_loses_nothing_and_a_host_that_is_away_holds_up_no_other(
+    market: MarketEnv, world: SshWorld
+) -> None:
+    """Agent and jump host die together and come back together, as when the machine at the gate restarts."""
+    (market.work / "hosts.toml").write_text(world.hosts_toml(ports=(world.node.port, 1)))
+    command = ("run", "--price", "0.35", "--runner", "ssh", "--hosts", "hosts.toml", "--simulate-gpus", "2xRTX 4090")
+    seller = market.run_on("bazaar-seller", *command)
+    market.wait_until(lambda: "Offered node-1" in seller.err and "Offered node-2" in seller.err, "two nodes are offered")
+    market.wait_until(lambda: "node-3 cannot be reached" in seller.err, "the third is said to be away")
+
+    job_id = market.submit(market.script("slow.py", SLOW))
+    node = market.wait_for_job(job_id, "running")["node"]
+    [folder] = (world.work / node / "runs").glob(f"{job_id}-*")
+    seller.process.kill()
+    world.gate.kill()
+    (folder / "job" / "go").touch()
+    market.wait_until(lambda: b'"exited"' in (folder / "run.jsonl").read_bytes(), "the job ends while nobody can reach it")
+    world.gate.start()
+    seller = market.run_on("bazaar-seller", *command)
+    assert 0 == market.wait_for_job(job_id, "succeeded")["exit_code"]
+    assert [f"line {n}" for n in range(40)] == market.bazaar("logs", job_id).stdout.splitlines()
+    market.bazaar("results", job_id, "--to", "again")
+    assert "yes" == (market.work / "again/done").read_text()
+
+    job_id = market.submit("-c", "import time; time.sleep(600)")
+    node = market.wait_for_job(job_id, "running")["node"]
+    market.bazaar("cancel", job_id, "--wait")
+    assert 0 == seller.stop()
+    assert [] == [path for path in world.work.glob("*/runs/*") if path.name != ".supervisor"]

@@ -117,12 +117,29 @@ class SshWorld:
         self.node = SshServer(folder / "node", "127.0.0.1", public, *options)
         # The gate gives no shell and leads nowhere else.
         self.gate = SshServer(
-            folder / "gate", "127.0.0.1", public, f"PermitOpen 127.0.0.1:{self.node.port}", "ForceCommand /bin/false", "PermitTTY no"
+            folder / "gate",
+            "127.0.0.1",
+            public,
+            f"PermitOpen 127.0.0.1:{self.node.port} 127.0.0.1:1",
+            "ForceCommand /bin/false",
+            "PermitTTY no",
         )
         self.work = folder / "work"
 
-    def hosts_toml(self, *, gate_key: str | None = None, node_key: str | None = None, key_file: Path | None = None, more: str = "") -> str:
-        """The file that describes both; `key_file` and `more` are the node's."""
+    def hosts_toml(
+        self,
+        *,
+        gate_key: str | None = None,
+        node_key: str | None = None,
+        key_file: Path | None = None,
+        more: str = "",
+        ports: tuple[int, ...] = (),
+    ) -> str:
+        """The file that describes both; `key_file` and `more` are the node's. `ports`: of further nodes, called node-2 and so on."""
+        nodes = "".join(
+            self._node_toml(f"node-{number}", port, node_key or self.node.host_key, key_file or self.key_file, more)
+            for number, port in enumerate((self.node.port, *ports), 1)
+        )
         return f"""
 [[host]]
 name = "gate"
@@ -131,14 +148,17 @@ port = {self.gate.port}
 user = "{user()}"
 key_file = "{self.key_file}"
 host_keys = ["{gate_key or self.gate.host_key}"]
+{nodes}"""
 
+    def _node_toml(self, name: str, port: int, host_key: str, key_file: Path, more: str) -> str:
+        return f"""
 [[host]]
-name = "node-1"
+name = "{name}"
 address = "{self.node.address}"
-port = {self.node.port}
+port = {port}
 user = "{user()}"
-key_file = "{key_file or self.key_file}"
-host_keys = ["{node_key or self.node.host_key}"]
+key_file = "{key_file}"
+host_keys = ["{host_key}"]
 jump = "gate"
 work = "{self.work}"
 {more}
