@@ -53,6 +53,8 @@ def waiting_sentence(quote: QuoteAnswer) -> str:
     if quote.failing is not None:
         simulated = "; only simulated cards would do, and the job does not allow them" if quote.only_simulated else ""
         return failing_sentence(quote) + simulated
+    if any(step.condition == "limit" and step.nodes == 0 for step in quote.steps):
+        return "a limit of your wallet or organisation is reached (bazaar why JOB says which)"
     parts = []
     if quote.queue_position:
         parts.append(f"{count(quote.queue_position, 'job')} before it")
@@ -95,4 +97,6 @@ def places_sentence(quote: QuoteAnswer) -> str:
     nodes = count(quote.could_run, "node")
     if quote.free_now:
         return f"{nodes} could run it, {quote.free_now} free now"
+    if any(step.condition == "limit" and step.nodes == 0 for step in quote.steps):
+        return f"{nodes} could run it, and a limit of your wallet or organisation is reached"
     return f"{nodes} could run it, none free now{free_in(quote)}"

@@ -45,6 +45,7 @@ class Market(msgspec.Struct, kw_only=True, omit_defaults=True):
     payments: str = "none"
     policy: Policy = Policy()
     policy_seq: int = 0
+    policy_ms: int = 0
     paused: bool = False
     jobs: dict[str, Job] = {}
     nodes: dict[str, Node] = {}
@@ -104,7 +105,7 @@ class Market(msgspec.Struct, kw_only=True, omit_defaults=True):
     def change_policy(self, policy: Policy, seq: int, now_ms: int) -> None:
         """Other rules from now on."""
         before_s = self.policy.half_life_s
-        self.policy, self.policy_seq = policy, seq
+        self.policy, self.policy_seq, self.policy_ms = policy, seq, now_ms
         if policy.half_life_s != before_s:
             for party in self.parties.values():
                 parties.rescale(party, now_ms, before_s * 1000, policy.half_life_s * 1000)

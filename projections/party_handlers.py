@@ -80,7 +80,7 @@ def created(market: Market, record: Record) -> Handled:
         return Refusal.ILLEGAL_IN_STATE
     market.market_id, market.name, market.root = event.market_id, event.name, event.root
     market.operators, market.matcher_key, market.payments = event.operators, event.matcher_key, event.payments
-    market.policy, market.policy_seq = event.policy, record.seq
+    market.policy, market.policy_seq, market.policy_ms = event.policy, record.seq, record.time_ms
     return ()
 
 

@@ -17,8 +17,8 @@ import click
 from events.errors import BazaarError, IdentityError, MarketUnreachable, Refused
 from events.home import Settings, read_endpoints, resolve
 from events.log_setup import configure
-from events.market import Policy
 from events.reasons import REFUSALS
+from services.commands import rules
 from services.processes import MarketFolder
 
 DEFAULT_PORT, DEFAULT_API_PORT = 4222, 8420
@@ -34,6 +34,10 @@ log_json = click.option("--log-json", is_flag=True, help="Log lines on stderr as
 @click.version_option(package_name="gpubazaar")
 def cli() -> None:
     """Run a GPU Bazaar market."""
+
+
+for command in (rules.policy, rules.limit, rules.pause, rules.resume, rules.cancel, rules.node):
+    cli.add_command(command)
 
 
 def main() -> NoReturn:
@@ -59,7 +63,9 @@ def exit_code(error: BazaarError) -> int:
         return EXIT_UNREACHABLE
     if isinstance(error, IdentityError):
         return EXIT_IDENTITY
-    return REFUSALS[error.refusal].exit_code if isinstance(error, Refused) else EXIT_FAILURE
+    if isinstance(error, Refused):
+        return REFUSALS[error.refusal].exit_code
+    return int(getattr(error, "exit_code", EXIT_FAILURE))
 
 
 def complain(error: BazaarError) -> None:
@@ -74,19 +80,6 @@ def complain(error: BazaarError) -> None:
 def settings() -> Settings:
     """What the environment and `config.toml` say."""
     return resolve({}, os.environ)
-
-
-def _first_policy(name: str | None) -> Policy:
-    """The rules of a new market, from the flag and the environment."""
-    from services.matcher.policies import POLICIES
-
-    chosen = (name or os.environ.get("BAZAAR_POLICY") or Policy().name).replace("_", "-")
-    if chosen not in POLICIES:
-        raise click.UsageError(f"unknown policy {chosen!r}; there are {', '.join(sorted(POLICIES))}")
-    max_queue = os.environ.get("BAZAAR_MAX_QUEUE") or str(Policy().max_queue)
-    if not max_queue.isdigit() or not 1 <= int(max_queue) <= 10**7:
-        raise click.UsageError(f"BAZAAR_MAX_QUEUE must be a number from 1 to {10**7}, not {max_queue!r}")
-    return Policy(name=chosen, max_queue=int(max_queue))
 
 
 @cli.command()
@@ -131,7 +124,7 @@ def up(
         home=settings().home,
         port=DEFAULT_PORT if port is None else port,
         api_port=api_port,
-        policy=_first_policy(policy),
+        policy=rules.first_policy(policy, os.environ),
         sellers=tuple(sellers),
         log_level=log_level,
         log_json=log_json,

@@ -67,13 +67,9 @@ class Engine:
     def touch_job(self, job_id: JobId) -> None:
         """The job has changed, and what its parties use perhaps with it."""
         self._touched_jobs[job_id] = None
-        if not self._row.by_share and not self._table.purses:
-            return
-        job = self.market.jobs.get(job_id)
+        job = self.market.jobs.get(job_id) if self._row.by_share or self._table.purses else None
         if job is not None:
-            self._touched_parties[job.buyer] = None
-            if job.submitted.org_id is not None:
-                self._touched_parties[job.submitted.org_id] = None
+            self._touched_parties |= dict.fromkeys((job.buyer, job.submitted.org_id or job.buyer))
 
     def touch_node(self, node_id: NodeId) -> None:
         """The node's offer, state, price or allocations have changed."""

@@ -18,7 +18,7 @@ def told(market: Market, job: Job, now_ms: int) -> str:
         who = "your wallet" if name == job.buyer else "your organisation"
         party = market.parties[name]
         if limit.gpus is not None and party.gpus + asked.requirements.num_gpus > limit.gpus:
-            found.append(f"{who} may have {limit.gpus} GPUs at once and has {party.gpus}")
+            return f"{who} may have {limit.gpus} GPUs at once and has {party.gpus}"
         for most, spent_uusd, span in (
             (limit.spend_day_uusd, spent_today_uusd(party, now_ms), "a day"),
             (limit.spend_month_uusd, spent_this_month_uusd(party, now_ms), "a month"),

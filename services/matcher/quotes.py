@@ -15,7 +15,7 @@ from events.wire import QuoteAnswer, QuoteOffer, QuoteRequest, QuoteStep
 from projections.job_states import QUEUED
 from projections.market import Market
 from projections.nodes import Allocation, Node, free_cards
-from services.matcher.feasibility import CONDITIONS, STATIC, Ask, Condition, Scene, choose, could_run, is_free
+from services.matcher.feasibility import CONDITIONS, STATIC, Ask, Condition, Scene, choose, could_run, is_free, obstacle
 from services.matcher.policies import order_key
 
 OFFERS_MAX = 20
@@ -47,7 +47,7 @@ def quote(market: Market, request: QuoteRequest, buyer: Wallet, now_ms: int, sus
         offers=tuple(_offer(node, requirements, node.node_id in free_ids) for node in able[:OFFERS_MAX]),
         could_run=len(able),
         free_now=len(free_ids),
-        free_in_s=None if free_ids else free_in_s(able, requirements, scene),
+        free_in_s=None if free_ids else free_in_s(able, ask, scene),
         failing=found.failing,
         only_simulated=not able and _would_do_simulated(ask, scene),
         paused=market.paused,
@@ -89,10 +89,22 @@ def queue_position(market: Market, job_id: JobId) -> int | None:
     return sum(other.state is QUEUED and order_key(other, policy, market) < own for other in market.jobs.values())
 
 
-def free_in_s(able: list[Node], requirements: Requirements, scene: Scene) -> int | None:
-    """When the first of these nodes has room at the latest, by the timeouts of what runs there; 0 when one has, but is silent."""
-    waits = [wait_s for node in able if (wait_s := node_free_in_s(node, requirements, scene)) is not None]
+def free_in_s(able: list[Node], ask: Ask, scene: Scene) -> int | None:
+    """When the first of these nodes has room at the latest, by the timeouts of what runs there and the end of its maintenance; 0 when one
+    has, but is silent. None when nobody can tell: a limit is in the way."""
+    waits = []
+    for node in able:
+        found = obstacle(ask, node, scene, TIMELY)
+        wait_s = node_free_in_s(node, ask.requirements, scene)
+        if wait_s is None or (found is not None and found.name == "limit"):
+            continue
+        if found is not None and node.maintenance is not None:
+            wait_s = max(wait_s, -(-(node.maintenance[1] - scene.now_ms) // 1000))
+        waits.append(wait_s)
     return min(waits, default=None)
+
+
+TIMELY = tuple(condition for condition in CONDITIONS if condition.name in ("maintenance", "limit"))
 
 
 def node_free_in_s(node: Node, requirements: Requirements, scene: Scene) -> int | None:

@@ -11,6 +11,7 @@ import hashlib
 import hmac
 import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ from events.subjects import LIVE_MARKET, live
 from projections import snapshot
 from projections.market import Market
 from services.follower import restore
-from services.matcher import answers
+from services.matcher import answers, rules
 from services.matcher.desk import Desk
 from services.matcher.draft import Closed, Draft
 from services.matcher.memory import Memory
@@ -149,7 +150,8 @@ class Matcher:
     async def _listen(self) -> None:
         connection = self._connection
         connection.on_up(self._on_up)
-        await self._desk.listen({"rpc.hello.*": self._hello, "rpc.sync.*": self._sync, "market.digest": self._digest})
+        asked: dict[str, Callable[[Message], bytes]] = {"rpc.hello.*": self._hello, "rpc.sync.*": self._sync, "market.digest": self._digest}
+        await self._desk.listen(asked | {"market.rules": self._rules, "market.find": self._find})
         await connection.subscribe(LIVE_MARKET, self._on_tick)
 
     async def _on_up(self) -> None:
@@ -384,6 +386,12 @@ class Matcher:
         except Malformed:
             return wire.encode(wire.Failure(code="malformed"))
         return wire.encode(answers.sync(self.market, request, wallet, self._live_token(wallet), self._keys.sealing_public))
+
+    def _rules(self, message: Message) -> bytes:
+        return wire.encode(rules.rules(self.market, self._now_ms()))
+
+    def _find(self, message: Message) -> bytes:
+        return rules.answer_find(self.market, message.data)
 
     def _digest(self, message: Message) -> bytes:
         market = self.market

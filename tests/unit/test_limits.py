@@ -10,6 +10,7 @@ from desk import Desk
 from hypothesis import given as over
 from hypothesis import strategies as st
 
+from buyer_cli.render_quote import waiting_sentence
 from events import identity, jobs, market, nodes
 from events.reasons import Refusal
 from events.values import OrgRole, Requirements, charge_uusd
@@ -25,7 +26,7 @@ ALICE, BOB = wallet("alice"), wallet("bob")
 MINUTE_MS = 60_000
 
 
-def limit(party: str = BUYER, **limits: int | None) -> By:
+def limit(party: str = BUYER, **limits: Any) -> By:
     return By(OPERATOR, make(market.LimitChanged, party=party, **({"gpus": None} | limits)))
 
 
@@ -175,7 +176,8 @@ def test_a_quote_speaks_of_a_limit_only_where_it_takes_something_away() -> None:
     desk.happen(limit(gpus=0))
     answer = quote(desk.market, request, BUYER, desk.now_ms)
     assert ("limit", 0) in [(step.condition, step.nodes) for step in answer.steps]
-    assert (1, 0, None) == (answer.could_run, answer.free_now, answer.failing)
+    assert (1, 0, None, None) == (answer.could_run, answer.free_now, answer.failing, answer.free_in_s)
+    assert "a limit of your wallet or organisation is reached" in waiting_sentence(answer)
 
 
 # Maintenance.
@@ -238,15 +240,23 @@ def test_a_quote_counts_only_nodes_that_stay_up_for_the_whole_run() -> None:
     answer = quote(desk.market, QuoteRequest(requirements=Requirements(), timeout_s=3600), BUYER, desk.now_ms)
     assert ("maintenance", 1) in [(step.condition, step.nodes) for step in answer.steps]
     assert (2, 1) == (answer.could_run, answer.free_now)
+    desk.happen(Later(1_900_000), job_submitted(timeout_s=9000))
+    assert {"job": "node"} == desk.match_all()
+    busy = quote(desk.market, QuoteRequest(requirements=Requirements(), timeout_s=600), BUYER, desk.now_ms)
+    assert 1700 == busy.free_in_s, "when the maintenance is over"
+
+
+def test_a_short_job_is_quoted_without_a_word_of_a_later_maintenance() -> None:
+    desk = Desk(node_offered(), planned(1800, 3600))
     short = quote(desk.market, QuoteRequest(requirements=Requirements(), timeout_s=600), BUYER, desk.now_ms)
     assert "maintenance" not in [step.condition for step in short.steps]
-    assert 2 == short.free_now
+    assert 1 == short.free_now
 
 
 def test_many_nodes_with_a_plan_do_not_make_a_decision_look_at_more() -> None:
     """Every node will be away at a time of its own; jobs have several timeouts and prices of their own."""
 
-    def touched(num_nodes: int) -> float:
+    def touched(num_nodes: int) -> int:
         desk = Desk()
         for number in range(num_nodes):
             name = f"node{number}"
@@ -262,7 +272,7 @@ def test_many_nodes_with_a_plan_do_not_make_a_decision_look_at_more() -> None:
         settled = desk.engine.touched
         matches = len(desk.match_all())
         assert settled > before and matches > 100
-        return (desk.engine.touched - settled) / matches
+        return (desk.engine.touched - settled) // matches
 
     few, many = touched(300), touched(3000)
     assert many <= 2 * few, (few, many)

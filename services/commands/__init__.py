@@ -1,0 +1,1 @@
+"""The bodies of the operator's commands; `services/cli.py` lists them."""
