@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from buyer_cli import ending, render
+from buyer_cli import ending, render, render_usage
 from buyer_cli.api_reads import Api
 from buyer_cli.caller import Caller, command_flags
 from buyer_cli.commands.submitting import detached, planned
@@ -23,7 +23,7 @@ from buyer_cli.session_door import open_door
 from buyer_cli.spec import SpecError
 from buyer_cli.spec_flags import AfterDashes, spec_flags
 from buyer_cli.submission import Submitted, submit
-from events.errors import Refused
+from events.errors import BazaarError, Refused
 from events.jobs import SessionCloseRequested
 from events.market_client import MarketClient
 from events.reasons import Refusal
@@ -134,7 +134,11 @@ class _Stay:
             try:
                 await asyncio.wait([following, ready], return_when=asyncio.FIRST_COMPLETED)
                 if not following.done():
-                    await self._say_ready(client, entry, doors)
+                    try:
+                        await self._say_ready(client, entry, doors)
+                    except (BazaarError, Complaint):
+                        self._say_how_to_go_on()  # it runs and costs, whether we reach it or not
+                        raise
                 return await following
             finally:
                 for task in (following, ready):
@@ -167,7 +171,7 @@ class _Stay:
         if self._caller.as_json:
             terminal.emit(job)
         else:
-            terminal.note(f"{job_id} {render.ended_sentence(job)}")
+            _say_end(self._caller, job)
         return ending.exit_code_of(ended.state, ended.exit_code, False)
 
     def _say_how_to_go_on(self) -> None:
@@ -258,9 +262,16 @@ async def _tell_closed(caller: Caller, api: Api, ended: SyncJob, *, fetched: boo
     if caller.as_json:
         caller.terminal.emit(job)
         return ending.exit_code_of(ended.state, ended.exit_code, False)
-    caller.terminal.note(f"{ended.job_id} {render.ended_sentence(job)}")
+    _say_end(caller, job)
     if ended.results is None:
         caller.terminal.note("it left no files")
     elif not fetched:
         caller.terminal.note(f"its work ({render.data_size(ended.results_bytes)}) is saved: bazaar results {ended.job_id}")
     return ending.exit_code_of(ended.state, ended.exit_code, False)
+
+
+def _say_end(caller: Caller, job: Json) -> None:
+    """How it ended, and what its node said of it: also of a good end, when not all of the work was kept."""
+    caller.terminal.note(f"{job['id']} {render.ended_sentence(job)}")
+    for sentence in ([render.text(job["detail"])] if job.get("detail") else []) + render_usage.waste(job):
+        caller.terminal.note(f"{job['id']} {sentence}")

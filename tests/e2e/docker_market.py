@@ -33,9 +33,10 @@ def python_root() -> bytes:
             tar.add(os.path.realpath(path), path.lstrip("/"))
         stdlib = sysconfig.get_path("stdlib")
         tar.add(stdlib, stdlib.lstrip("/"), filter=lambda entry: None if Path(entry.name).name in LEFT_AWAY else entry)
-        link = tarfile.TarInfo("bin/python")
-        link.type, link.linkname = tarfile.SYMTYPE, program
-        tar.addfile(link)
+        for name in ("bin/python", "bin/python3"):
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = tarfile.SYMTYPE, program
+            tar.addfile(link)
     return buffer.getvalue()
 
 
