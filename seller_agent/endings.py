@@ -99,7 +99,8 @@ def end_event(attempt: Attempt) -> Ending:
         kind = JobCancelled
     else:
         kind = JobTimedOut if reason in TIMED_OUT else JobFailed
-    told = attempt.detail or (status.detail if status is not None else "") or saved.detail
+    overtaken = attempt.over is not None and reason is not STOPPED_FOR[attempt.over]  # it ended otherwise before it was ended
+    told = ("" if overtaken else attempt.detail) or (status.detail if status is not None else "") or saved.detail
     hint = saved.hint if reason in HINTED else ""
     return kind(
         job_id=attempt.job_id,

@@ -238,11 +238,11 @@ def _simulated(attempt: Attempt, cards: Mapping[str, RunCard], seen: _Seen, use:
     before_ms, before_cpu_ms = seen.cpu or (0, 0)
     percent = (use.cpu_ms - before_cpu_ms) * 100 // max(1, seen.ran_ms - before_ms)
     seen.cpu = (seen.ran_ms, use.cpu_ms)
-    percent = percent if percent >= watching.BUSY_PERCENT_SESSION else 0  # what only waits uses no card
     doing, left_mib = {}, use.memory_mib
     for card in simulated:
         taken_mib = min(left_mib, card.vram_mib)
-        doing[card.uuid] = (max(0, min(100, percent)), taken_mib)
+        # What only waits uses no card, and a clock's coarse ticks no second one.
+        doing[card.uuid] = (min(100, percent) if percent >= watching.BUSY_PERCENT_SESSION else 0, taken_mib)
         percent, left_mib = percent - 100, left_mib - taken_mib
     return doing
 

@@ -111,7 +111,7 @@ def warnings_of(agent: ContainerAgent) -> list[str]:
 async def test_an_extension_while_no_agent_lives_counts_at_its_return(nodes: NodeWorld, engine: Engine) -> None:
     agent = ContainerAgent(nodes, engine)
     await nodes.add(agent).start()
-    job_id = await nodes.submit("sh", "-c", "sleep 9; echo done", timeout_s=8)
+    job_id = await nodes.submit("sh", "-c", "sleep 7; echo done", timeout_s=6)
     await nodes.state(job_id, "running", timeout_s=60)
     await agent.kill()
     outcome = await nodes.buyer.submit(JobExtended(job_id=job_id, extra_s=60), 10.0)

@@ -10,11 +10,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from events.jobs import GpusReleased, JobCancelRequested, JobClaimed, JobDeclined, JobStarted, LeaseExpired
+from events.jobs import GpusReleased, JobCancelRequested, JobClaimed, JobDeclined, JobExtended, JobStarted, LeaseExpired
 from events.reasons import Reason
 from events.values import Requirements
-from seller_agent.attempts import Attempt, Run, Saved, Standing, Work, hear
-from seller_agent.decisions import Do, Node, decide
+from seller_agent.attempts import Attempt, Run, Saved, Standing, Stop, Work, hear
+from seller_agent.decisions import Do, Node, decide, run_time_s
 from seller_agent.endings import end_event
 from seller_agent.runners.runner import RunState, RunStatus
 
@@ -75,6 +75,18 @@ class Decisions(RuleBasedStateMachine):
             life.cancelled = True
             life.holds = life.claimed
             self._hear(life, JobCancelRequested(job_id=life.attempt.job_id))
+
+    @rule(life=lives)
+    def extend(self, life: Life) -> None:
+        if life.holds and not life.ended:
+            self._hear(life, JobExtended(job_id=life.attempt.job_id, extra_s=60))
+
+    @rule(life=lives)
+    def pass_a_limit(self, life: Life) -> None:
+        """As it was found to be idle, say."""
+        if life.attempt.run is Run.RUNNING and life.attempt.stop is None:
+            life.attempt.over = Stop.IDLE
+            self._decide(life)
 
     @rule(life=lives)
     def expire_lease(self, life: Life) -> None:
@@ -241,6 +253,13 @@ class Decisions(RuleBasedStateMachine):
             assert life.ordered(Do.REPORT) <= 1 and life.ordered(Do.CLAIM) + life.ordered(Do.DECLINE) <= 1
             assert not life.ordered(Do.REPORT) or life.claimed
             assert life.ordered(Do.REPORT) + life.ordered(Do.RELEASE) <= 1
+
+    @invariant()
+    def whoever_guards_a_run_knows_how_long_it_may_take(self) -> None:
+        for life in self.all:
+            one = life.attempt
+            if one.run is Run.RUNNING and one.stop is None and one.standing is Standing.CLAIMED:
+                assert one.given_s == run_time_s(one)
 
     def teardown(self) -> None:
         """When everything under way has come to its end, nothing is left, and no claimed run ended untold."""

@@ -100,6 +100,13 @@ def test_an_end_tells_what_the_run_left() -> None:
     assert (results, 99) == (event.results, event.results_bytes)
 
 
+def test_a_run_that_ended_by_itself_just_before_it_was_ended_is_not_blamed() -> None:
+    blamed = ended(**ASKED, over=Stop.IDLE, stop=Stop.IDLE, detail="idle for 4 s")
+    assert (Reason.IDLE, "idle for 4 s") == (end_event(blamed).reason, end_event(blamed).detail)
+    over_itself = ended(exit_code=0, over=Stop.IDLE, stop=Stop.IDLE, detail="idle for 4 s")
+    assert (Reason.EXITED_ZERO, "") == (end_event(over_itself).reason, end_event(over_itself).detail)
+
+
 def test_an_end_tells_what_was_used_of_what_was_given() -> None:
     usage = RunUsage(samples=3, cpu_ms=10, mean_gpu_percent=(5,), max_gpu_percent=(9,), peak_gpu_memory_mib=(100,))
     assert usage == end_event(ended(exit_code=0, usage=usage)).usage
