@@ -132,12 +132,12 @@ function Slider({ asOf, setAsOf, newest, state }) {
   const input = useRef(null);
   const shown = asOf === null && value === null ? newest : value === null ? asOf : value;
   useEffect(() => { input.current.value = shown; }); // after the new maximum is there
-  return html`<div class="slider" role="group" aria-label="Time">
+  return html`<section class="slider" aria-label="Time">
     <label for="moment">Moment</label>
     <input id="moment" type="range" min="1" max=${newest} ref=${input} onInput=${move} aria-valuetext=${`event ${shown} of ${newest}`} />
-    <output for="moment">${asOf ? `event ${asOf}, ${moment(state.market.time_ms)}` : "now"}</output>
+    <span class="moment">${asOf ? `event ${asOf}, ${moment(state.market.time_ms)}` : "now"}</span>
     ${asOf !== null && html`<button type="button" onClick=${back}>Back to now</button>`}
-  </div>`;
+  </section>`;
 }
 
 function AskToken({ give }) {

@@ -34,7 +34,7 @@ export function Jobs({ beat, asOf, nowMs }) {
 }
 
 export function JobTable({ jobs, nowMs }) {
-  return html`<div class="scroll" tabindex="0" role="region" aria-label="Jobs"><table>
+  return html`<div class="scroll" tabindex="0" role="region" aria-label="List of jobs"><table>
     <thead><tr><th scope="col">Id</th><th scope="col">Name</th><th scope="col">State</th><th scope="col">Machine and cards</th><th scope="col">Updated</th><th scope="col" class="number">USD</th></tr></thead>
     <tbody>${jobs.map((job) => html`<tr key=${job.id}><td><${JobLink} id=${job.id} name=${job.id} /></td><td>${job.name || "-"}</td><td><${State} state=${job.state} /></td>
       <td>${job.state === "queued" ? "N/A" : `${job.node_name || "-"}${job.gpus.length ? ` [${job.gpus.map((gpu) => gpu.index).join(", ")}]` : ""}`}</td>

@@ -82,7 +82,7 @@ function Queue({ state, nowMs }) {
   if (!state.queued_total && !state.running_total) return html`<p class="soft">Nothing waits and nothing runs.</p>`;
   const rows = state.queued.slice(0, QUEUE_SHOWN);
   return html`<p class="soft">${plural(state.queued_total, "job")} waiting, ${state.running_total.toLocaleString()} running</p>
-    <div class="scroll" tabindex="0" role="region" aria-label="Queue"><table>
+    <div class="scroll" tabindex="0" role="region" aria-label="Jobs that wait and run"><table>
       <thead><tr><th scope="col" class="number">Place</th><th scope="col">Job</th><th scope="col">State</th><th scope="col" class="number">GPUs</th><th scope="col">Since</th><th scope="col">Why, or where</th></tr></thead>
       <tbody>${rows.map((job, place) => html`<tr key=${job.id}><td class="number">${place + 1}</td><td><${JobLink} id=${job.id} name=${job.name} /></td><td><${State} state=${job.state} /></td>
           <td class="number">${job.num_gpus}</td><td>${ago(job.submitted_ms, nowMs)}</td><td>${state.reasons[job.id] || ""}</td></tr>`)}

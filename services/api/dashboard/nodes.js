@@ -15,7 +15,7 @@ export function NodePage({ id, beat, asOf, nowMs }) {
   return html`<section aria-labelledby="head-node"><h2 id="head-node">${node.name}</h2>
       <p>${node.suspect ? "silent" : word(node.state)} · ${usd(node.price_uusd_per_gpu_hour)} USD per GPU-hour · ${node.isolation} · ${node.cores_free} of ${node.cores} cores, ${gigabytes(node.memory_free_mib)} of ${gigabytes(node.memory_mib)} memory free · on the market since ${ago(node.first_ms, nowMs)}</p>
       ${node.drain_reason && html`<p class="notice">${node.drain_reason}</p>`}
-      ${node.cards.length > 0 && html`<div class="scroll" tabindex="0" role="region" aria-label="Cards"><table>
+      ${node.cards.length > 0 && html`<div class="scroll" tabindex="0" role="region" aria-label="List of cards"><table>
         <thead><tr><th scope="col" class="number">Card</th><th scope="col">Model</th><th scope="col">State</th><th scope="col">Job</th><th scope="col" class="number">Use</th><th scope="col" class="number">Memory</th><th scope="col" class="number">Temperature</th><th scope="col" class="number">Power</th></tr></thead>
         <tbody>${node.cards.map((card) => html`<tr key=${card.uuid}><th scope="row" class="number">${card.index}</th><td>${card.model} ${gigabytes(card.vram_mib)}</td><td>${card.state}</td><td>${card.job ? html`<${JobLink} id=${card.job} />` : "-"}</td>
           <td class="number">${known(card.gpu_percent, " %")}</td><td class="number">${card.memory_used_mib === null ? "-" : gigabytes(card.memory_used_mib)}</td><td class="number">${known(card.temperature_c, " °C")}</td><td class="number">${known(card.power_w, " W")}</td></tr>`)}</tbody></table></div>`}
