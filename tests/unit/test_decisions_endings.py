@@ -101,10 +101,12 @@ def test_an_end_tells_what_the_run_left() -> None:
 
 
 def test_a_run_that_ended_by_itself_just_before_it_was_ended_is_not_blamed() -> None:
-    blamed = ended(**ASKED, over=Stop.IDLE, stop=Stop.IDLE, detail="idle for 4 s")
-    assert (Reason.IDLE, "idle for 4 s") == (end_event(blamed).reason, end_event(blamed).detail)
-    over_itself = ended(exit_code=0, over=Stop.IDLE, stop=Stop.IDLE, detail="idle for 4 s")
-    assert (Reason.EXITED_ZERO, "") == (end_event(over_itself).reason, end_event(over_itself).detail)
+    for attempt, told in (
+        (ended(**ASKED, over=Stop.IDLE, stop=Stop.IDLE), (Reason.IDLE, "idle for 4 s")),
+        (ended(exit_code=0, over=Stop.IDLE, stop=Stop.IDLE), (Reason.EXITED_ZERO, "")),
+    ):
+        attempt.detail = "idle for 4 s"
+        assert told == (end_event(attempt).reason, end_event(attempt).detail)
 
 
 def test_an_end_tells_what_was_used_of_what_was_given() -> None:
