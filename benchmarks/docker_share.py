@@ -22,7 +22,8 @@ from typing import Any
 from seller_agent.runners import guard_files
 from seller_agent.runners.docker_host import socket_of
 from seller_agent.runners.docker_profile import container_name
-from seller_agent.runners.docker_runner import DockerRunner, SdkEngine
+from seller_agent.runners.docker_runner import DockerRunner
+from seller_agent.runners.docker_sdk import SdkEngine
 from seller_agent.runners.runner import RunKey, RunSpec, StopReason, run_folder
 
 LIMIT_MS = 20.0

@@ -6,7 +6,7 @@ from buyer_cli.render import ABSENT, count, duration, price, size, text, usd, us
 from events.values import charge_uusd
 from events.wire import QuoteAnswer, QuoteOffer
 
-OFFER_HEADERS = ("NAME", "PRICE USD/GPU-H", "GPUS", "FREE", "MODEL", "VRAM", "ISOLATION", "DEFAULT IMAGE", "ID")
+OFFER_HEADERS = ("NAME", "PRICE USD/GPU-H", "GPUS", "FREE", "MODEL", "VRAM", "ISOLATION", "DEFAULT IMAGE", "IMAGE THERE", "ID")
 
 
 def offer_row(offer: QuoteOffer) -> tuple[str, ...]:
@@ -23,6 +23,7 @@ def offer_row(offer: QuoteOffer) -> tuple[str, ...]:
         vram,
         text(offer.isolation),
         text(offer.default_image),
+        "yes" if offer.image_there else ABSENT,
         text(offer.node_id),
     )
 

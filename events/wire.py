@@ -279,6 +279,8 @@ class QuoteOffer(msgspec.Struct, frozen=True, kw_only=True):
     simulated: bool
     default_image: str | None = None
     free_now: bool = False
+    image_there: bool = False
+    """The image that the job would run in need not be pulled."""
 
 
 class QuoteAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -36,7 +36,7 @@ ARROWS = {
 
 OWNERS = {
     "nats": ("events/nats_client.py", "events/nats_log.py"),
-    "docker": ("seller_agent/runners/docker_runner.py",),
+    "docker": ("seller_agent/runners/docker_sdk.py",),
     "asyncssh": ("seller_agent/runners/ssh_connection.py", "seller_agent/runners/ssh_files.py"),
     "pynvml": ("seller_agent/gpus.py",),
     "web3": ("services/settlement/chain.py",),

@@ -95,7 +95,7 @@ class Registry:
         repository, tag = split_image(image)
         target = f"/images/create?fromImage={quoted(repository)}&tag={quoted(tag)}"
         progress = PullProgress()
-        for event in self._ask(image, "POST", target, login, follower, timeout_s):
+        for event in self._ask(image, "POST", target, login, follower, timeout_s=timeout_s):
             if "error" in event:
                 raise RunnerError(*classify_pull(str(event["error"])))
             percent = progress.add(event)
@@ -105,12 +105,12 @@ class Registry:
     def digest(self, image: str, login: Login | None, follower: Follower, timeout_s: float) -> str:
         """What the image's name means now, to whoever has this login."""
         name = urllib.parse.quote(full_name(image), safe="/:@")
-        for answer in self._ask(image, "GET", f"/distribution/{name}/json", login, follower, timeout_s):
+        for answer in self._ask(image, "GET", f"/distribution/{name}/json", login, follower, timeout_s=timeout_s):
             return str((answer.get("Descriptor") or {}).get("digest") or "")
         raise RunnerError("image_pull_timeout", f"Docker said nothing about {image}.")
 
     def _ask(
-        self, image: str, method: str, target: str, login: Login | None, follower: Follower, timeout_s: float
+        self, image: str, method: str, target: str, login: Login | None, follower: Follower, *, timeout_s: float
     ) -> Iterator[dict[str, Any]]:
         headers = login.header(image) if login is not None else {}
         try:

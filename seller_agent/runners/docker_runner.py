@@ -1,7 +1,7 @@
 """Runs a job's attempt in a hardened container: the runner for other people's code.
 
-The only module that imports the Docker SDK (its low-level client, in a pool of threads of its own). What a run goes through stands in
-`docker_runs`, what a container may do in `docker_profile`, and time limits are enforced by `guard`, outside the agent.
+Docker itself is reached through `docker_sdk`, in a pool of threads of its own. What a run goes through stands in `docker_runs`, what a
+container may do in `docker_profile`, and time limits are enforced by `guard`, outside the agent.
 """
 
 from __future__ import annotations
@@ -9,16 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import socket
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
-
-import docker
-import docker.errors
-import requests.exceptions
+from typing import TypeVar
 
 from seller_agent.runners import docker_profile as profile
 from seller_agent.runners.docker_egress import INTERNET, Egress
@@ -28,175 +22,18 @@ from seller_agent.runners.docker_logs import Follower
 from seller_agent.runners.docker_outcome import classify_failure
 from seller_agent.runners.docker_profile import Host
 from seller_agent.runners.docker_reach import DockerReach
-from seller_agent.runners.docker_runs import Dropped, EngineGone, Inspection, Runs
+from seller_agent.runners.docker_runs import Dropped, Runs
+from seller_agent.runners.docker_sdk import SdkEngine
 from seller_agent.runners.docker_store import ImageStore, ImageTerms, Wish
 from seller_agent.runners.runner import Progress, RunKey, RunnerError, RunSpec, RunState, RunStatus, RunUse, StopReason, Stream, Terminal
 
 THREADS = 32
 PROVE_EVERY_S = 60.0
+LOOK_EVERY_S = 300.0
 LASTING_THREADS_MAX = 1024
 """One for every run's output and every pull. They have a pool of their own, or many runs would leave no thread to renew or stop one."""
 
 T = TypeVar("T")
-
-
-class SdkEngine:
-    """Docker's API through the SDK's low-level client, with our exceptions. Connects at the first call."""
-
-    def __init__(self, socket_path: str, connections: int) -> None:
-        self._socket = socket_path
-        self._connections = connections
-        self._lock = threading.Lock()
-        self._client: Any = None
-
-    @contextlib.contextmanager
-    def _api(self) -> Iterator[Any]:
-        try:
-            with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as probe:
-                probe.settimeout(60)
-                probe.connect(self._socket)  # the SDK leaks a descriptor for every connection that fails
-            with self._lock:
-                if self._client is None:
-                    base_url = f"unix://{self._socket}"
-                    self._client = docker.APIClient(base_url=base_url, version="auto", timeout=60, max_pool_size=self._connections)
-            yield self._client
-        except docker.errors.APIError as error:
-            raise RunnerError(*classify_failure(str(error.explanation or error))) from error
-        except (OSError, docker.errors.DockerException) as error:  # requests' own exceptions are OSErrors too
-            message = f"Docker does not answer at {self._socket} ({error}). Is it running, and may this user open its socket?"
-            raise EngineGone("container_error", message) from error
-
-    def info(self) -> dict[str, Any]:
-        """The daemon and its machine."""
-        with self._api() as api:
-            answer: dict[str, Any] = api.info()
-            return answer
-
-    def inspect(self, name: str) -> Inspection | None:
-        """A container, or None."""
-        with self._api() as api:
-            try:
-                answer: Inspection = api.inspect_container(name)
-            except docker.errors.NotFound:
-                return None
-            return answer
-
-    def inspect_image(self, image: str) -> Inspection | None:
-        """A local image, or None."""
-        with self._api() as api:
-            try:
-                answer: Inspection = api.inspect_image(image)
-            except docker.errors.NotFound:
-                return None
-            return answer
-
-    def create(self, name: str, body: dict[str, Any]) -> bool:
-        """Create a container; False when the name is taken."""
-        with self._api() as api:
-            try:
-                api.create_container_from_config(body, name)
-            except docker.errors.APIError as error:
-                if error.status_code == 409 and "already in use" in str(error.explanation):
-                    return False
-                raise
-            return True
-
-    def start(self, name: str) -> None:
-        """Start it; a running one is no error."""
-        with self._api() as api:
-            api.start(name)
-
-    def signal(self, name: str, signal: str) -> None:
-        """Send a signal; an ended or absent container is no error."""
-        with self._api() as api:
-            try:
-                api.kill(name, signal)
-            except docker.errors.APIError as error:
-                if error.status_code not in (404, 409):
-                    raise
-
-    def wait_end(self, name: str, timeout_s: float) -> bool:
-        """Whether it has ended within that time; False also when Docker went away meanwhile."""
-        with self._api() as api:
-            try:
-                api.wait(name, timeout=timeout_s)
-            except docker.errors.NotFound:
-                return True
-            except requests.exceptions.RequestException:
-                return False
-            return True
-
-    def with_label(self, label: str) -> list[dict[str, str]]:
-        """The labels of every container, ended ones too, that carries this one."""
-        with self._api() as api:
-            return [dict(container["Labels"]) for container in api.containers(all=True, filters={"label": [label]})]
-
-    def images_in_use(self) -> set[str]:
-        """The ids of images that a container, ended ones too, was made of."""
-        with self._api() as api:
-            return {str(container["ImageID"]) for container in api.containers(all=True)}
-
-    def image_ids(self) -> set[str]:
-        """The ids of all images."""
-        with self._api() as api:
-            return set(api.images(quiet=True))
-
-    def remove_image(self, name: str) -> bool:
-        """Forget a name, and with its last name the image; False when it is in use. An absent one is no error."""
-        with self._api() as api:
-            try:
-                api.remove_image(name)
-            except docker.errors.APIError as error:
-                if error.status_code not in (404, 409):
-                    raise
-                return bool(error.status_code == 404)
-            return True
-
-    def import_image(self, name: str, archive: bytes) -> None:
-        """Make an image of a root file system."""
-        with self._api() as api:
-            repository, _, tag = name.partition(":")
-            api.import_image_from_data(archive, repository=repository, tag=tag)
-
-    def inspect_network(self, name: str) -> Inspection | None:
-        """A network, or None."""
-        with self._api() as api:
-            try:
-                answer: Inspection = api.inspect_network(name)
-            except docker.errors.NotFound:
-                return None
-            return answer
-
-    def create_network(self, name: str, options: dict[str, str]) -> None:
-        """Make a bridge without IPv6."""
-        with self._api() as api:
-            api.create_network(name, driver="bridge", options=options, enable_ipv6=False, check_duplicate=True)
-
-    def remove_network(self, name: str) -> bool:
-        """Remove it; False while containers are in it. An absent one is no error."""
-        with self._api() as api:
-            try:
-                api.remove_network(name)
-            except docker.errors.APIError as error:
-                if error.status_code == 403:
-                    return False
-                if error.status_code != 404:
-                    raise
-            return True
-
-    def remove(self, name: str) -> None:
-        """Kill and remove it with its volumes; an absent one is no error."""
-        with self._api() as api:
-            try:
-                api.remove_container(name, v=True, force=True)
-            except docker.errors.APIError as error:
-                if error.status_code != 404 and "already in progress" not in str(error.explanation):
-                    raise
-
-    def close(self) -> None:
-        """Let go of the connections."""
-        if self._client is not None:
-            self._client.close()
 
 
 class DockerRunner:
@@ -219,6 +56,7 @@ class DockerRunner:
         self._reach = DockerReach(socket_path)
         self._home = hashlib.sha256(str(state_dir.resolve()).encode()).hexdigest()[:16]
         self._egress: Egress | None = None
+        self._looking = False
         self._images = ImageStore(self._engine, Registry(socket_path), state_dir / "images.json", images or ImageTerms())
         self._runs = Runs(
             self._engine,
@@ -232,7 +70,7 @@ class DockerRunner:
         self._followed: dict[str, tuple[Follower, Future[RunStatus]]] = {}
         self._wishes: set[Wish] = set()
         self._making: dict[str, Future[None]] = {}
-        self._upkeep: asyncio.Task[None] | None = None
+        self._upkeep: list[asyncio.Task[None]] = []
 
     def job_path(self, spec: RunSpec) -> str:
         """`/job`, whatever the host calls it."""
@@ -263,7 +101,15 @@ class DockerRunner:
         await self._in_thread(egress.check)
         self._egress = egress
         await self._prove(say)
-        self._upkeep = asyncio.create_task(self._keep_proving(say))
+        self._upkeep.append(asyncio.create_task(self._keep_proving(say)))
+
+    async def _keep_looking(self) -> None:
+        """Images come and go without us, and so does room."""
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            with contextlib.suppress(RunnerError):
+                await self._in_thread(self._images.look, (await self._in_thread(self._runs.host)).root)
+                await self._in_thread(self._images.make_room)
 
     async def _keep_proving(self, say: Callable[[str], None]) -> None:
         while True:
@@ -307,6 +153,9 @@ class DockerRunner:
 
     async def adopt(self) -> list[RunStatus]:
         """Every run of this home, from labels and watch files; the output of running ones is followed again, that of ended ones copied."""
+        if not self._looking:
+            self._looking = True
+            self._upkeep.append(asyncio.create_task(self._keep_looking()))
         found = await self._in_thread(self._runs.adopt)
         for record, status in found:
             if status.state is not RunState.PREPARED:
@@ -367,9 +216,9 @@ class DockerRunner:
 
     async def close(self) -> None:
         """Let go of everything; runs and the guard go on."""
-        if self._upkeep is not None:
-            self._upkeep.cancel()
-            await asyncio.wait([self._upkeep])
+        for task in self._upkeep:
+            task.cancel()
+        await asyncio.gather(*self._upkeep, return_exceptions=True)
         if self._egress is not None:
             await self._in_thread(self._egress.close)
         for follower in (*self._wishes, *(follower for follower, _ in self._followed.values())):

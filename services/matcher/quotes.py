@@ -156,4 +156,5 @@ def _offer(node: Node, requirements: Requirements, free_now: bool) -> QuoteOffer
         simulated=any(card.simulated for card in cards),
         default_image=node.offer.default_image,
         free_now=free_now,
+        image_there=(requirements.image or node.offer.default_image) in node.offer.images_warm,
     )

@@ -22,7 +22,7 @@ from integration.egress_world import FAR_LAN, INTERNET, LAN, METADATA, PORT, SEL
 from seller_agent.runners import docker_egress, docker_firewall, guard_files
 from seller_agent.runners.docker_egress import Egress, EgressRefused
 from seller_agent.runners.docker_firewall import closed_networks
-from seller_agent.runners.docker_runner import SdkEngine
+from seller_agent.runners.docker_sdk import SdkEngine
 from seller_agent.runners.runner import RunKey, RunSpec, run_folder
 
 pytestmark = pytest.mark.timeout(120)

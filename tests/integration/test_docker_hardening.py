@@ -19,7 +19,7 @@ from integration.docker_home import Home, output, run
 
 from seller_agent.runners import docker_profile as profile
 from seller_agent.runners.docker_logs import EngineStream, logs_target
-from seller_agent.runners.docker_runner import SdkEngine
+from seller_agent.runners.docker_sdk import SdkEngine
 from seller_agent.runners.docker_store import canonical
 from seller_agent.runners.runner import RunSpec
 

@@ -22,7 +22,8 @@ from seller_agent.runners import docker_runner, guard_files
 from seller_agent.runners.docker_logs import EngineStream, logs_target
 from seller_agent.runners.docker_outcome import parse_time_ms
 from seller_agent.runners.docker_profile import container_name
-from seller_agent.runners.docker_runner import DockerRunner, SdkEngine
+from seller_agent.runners.docker_runner import DockerRunner
+from seller_agent.runners.docker_sdk import SdkEngine
 from seller_agent.runners.docker_store import ImageTerms
 from seller_agent.runners.runner import RunCard, RunnerError, RunSpec, RunState, RunStatus, StopReason
 
@@ -599,6 +600,25 @@ async def test_an_images_own_entry_point_volume_and_user_change_nothing(home: Ho
     assert "65534\nvoid\n1\nscratch\n" == output(spec)
     await runner.remove(spec.key)
     assert [] == (home.engine.ask("GET", "/volumes")[1]["Volumes"] or [])
+
+
+async def test_without_a_command_the_images_own_entry_point_runs_in_the_same_box(home: Home, runner: DockerRunner) -> None:
+    change = "&changes=".join(["ENTRYPOINT%20%5B%22sh%22%2C%22-c%22%5D", "CMD%20%5B%22id%20-u%3Bpwd%22%5D", "WORKDIR%20/etc"])
+    home.engine.load(f"serves:1&changes={change}", root_file_system())
+    spec = msgspec.structs.replace(home.spec("", image="serves:1"), argv=())
+    assert 0 == (await run(runner, spec)).exit_code
+    assert "65534\n/job\n" == output(spec)
+
+
+async def test_what_was_given_up_while_it_was_being_made_leaves_no_container(home: Home, runner: DockerRunner) -> None:
+    spec = home.spec("echo ran")
+    creating = asyncio.Event()
+    preparing = asyncio.create_task(runner.prepare(spec, lambda phase: creating.set()))
+    await creating.wait()
+    preparing.cancel()
+    await asyncio.wait([preparing])
+    await runner.remove(spec.key)
+    assert [] == home.engine.names()
 
 
 async def test_a_card_that_docker_cannot_hand_out_is_an_error_that_says_what_to_install(home: Home, runner: DockerRunner) -> None:
