@@ -29,6 +29,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "logs": ("following", "logs", "What a job wrote."),
     "results": ("following", "results", "Fetch the files that a job left, and verify them."),
     "cancel": ("following", "cancel", "Cancel jobs."),
+    "priority": ("waiting", "priority", "Give a queued job another priority."),
+    "reprice": ("waiting", "reprice", "Change what a queued job may cost."),
     "extend": ("extending", "extend", "Give a job more run time."),
     "shell": ("reaching", "shell", "A shell inside a running job."),
     "forward": ("reaching", "forward", "Ports of a running job, at 127.0.0.1 of this machine."),
