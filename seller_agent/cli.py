@@ -193,8 +193,6 @@ def run(**given: Any) -> None:
     """Offer this machine, or the hosts of a file, and run jobs until Ctrl-C."""
     if (given["runner"] == "ssh") != (given["hosts"] is not None):
         raise click.UsageError("--runner ssh and --hosts FILE go together.")
-    if given["hosts"] is not None and given["name"] is not None:
-        raise click.UsageError("--name names one node; the nodes of --hosts have their names there.")
     from events.log_setup import configure
     from events.values import Accept
     from seller_agent import starting

@@ -11,7 +11,7 @@ import contextlib
 import os
 import secrets
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,7 +79,7 @@ async def upload_tree(access: Access, local: Path, remote: str, done: set[str]) 
             async with slots:
                 kind = await asyncio.to_thread(os.lstat, source)
                 if target not in done and stat.S_ISREG(kind.st_mode):
-                    await client.put(str(source), target)
+                    await client.put(str(source), target, preserve=True)  # times too: what a session did not change is not its work
                     await client.chmod(target, 0o700 if kind.st_mode & 0o100 else 0o600)
                     done.add(target)
 
@@ -99,14 +99,14 @@ class Wanted(NamedTuple):
     path: str
     size: int
     executable: bool
+    mtime_s: int
 
 
 async def fetch_tree(access: Access, remote: str, local: Path, bytes_max: int, done: set[str]) -> None:
     """The regular files below `remote` in `local`, at most `bytes_max` together, in the order in which results are counted.
     `done` as in `upload_tree`. Raises the same."""
     async with access.files() as client:
-        found: list[Wanted] = []
-        await _list(client, remote, "", 1, found)
+        found = await listing(client, remote)
         left = bytes_max
         slots = asyncio.Semaphore(TOGETHER)
 
@@ -116,12 +116,8 @@ async def fetch_tree(access: Access, remote: str, local: Path, bytes_max: int, d
                 if wanted.path in done:
                     return
                 target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                if fits:
-                    await client.get(f"{remote}/{wanted.path}", str(target))
-                else:
-                    with open(target, "wb") as file:
-                        file.truncate(TOO_LARGE_BYTES)
-                os.chmod(target, 0o700 if wanted.executable else 0o600)
+                if await fetch_file(client, f"{remote}/{wanted.path}", target, fits=fits):
+                    os.chmod(target, 0o700 if wanted.executable else 0o600)
                 done.add(wanted.path)
 
         works = []
@@ -132,7 +128,31 @@ async def fetch_tree(access: Access, remote: str, local: Path, bytes_max: int, d
         await all_or_none(*works)
 
 
-async def _list(client: asyncssh.SFTPClient, root: str, prefix: str, depth: int, found: list[Wanted]) -> None:
+async def fetch_file(client: asyncssh.SFTPClient, remote: str, target: Path, *, fits: bool) -> bool:
+    """One file, or what stands for one that does not fit; False when the host does not give it out, as when its job forbade that.
+    Raises asyncssh's errors of a lost connection, OSError."""
+    if not fits:
+        with open(target, "wb") as file:
+            file.truncate(TOO_LARGE_BYTES)
+        return True
+    try:
+        await client.get(remote, str(target))
+    except (asyncssh.SFTPConnectionLost, asyncssh.SFTPNoConnection):
+        raise
+    except asyncssh.SFTPError:
+        target.unlink(missing_ok=True)
+        return False
+    return True
+
+
+async def listing(client: asyncssh.SFTPClient, root: str, skipped: Collection[str] = ()) -> list[Wanted]:
+    """The regular files below `root` in order of their paths, as results are counted; nothing with a name of `skipped` in its path."""
+    found: list[Wanted] = []
+    await _list(client, root, "", skipped=skipped, found=found)
+    return found
+
+
+async def _list(client: asyncssh.SFTPClient, root: str, prefix: str, *, skipped: Collection[str], found: list[Wanted]) -> None:
     try:
         entries = [entry async for entry in client.scandir(f"{root}/{prefix}".rstrip("/"))]
     except (asyncssh.SFTPNoSuchFile, asyncssh.SFTPPermissionDenied):
@@ -140,10 +160,10 @@ async def _list(client: asyncssh.SFTPClient, root: str, prefix: str, depth: int,
     for entry in sorted(entries, key=lambda entry: str(entry.filename)):
         name = entry.filename if isinstance(entry.filename, str) else ""
         path = prefix + name
-        if name in ("", ".", "..") or path_problem(path) is not None or len(found) >= FILES_MAX:
+        if name in ("", ".", "..") or name in skipped or path_problem(path) is not None or len(found) >= FILES_MAX:
             continue
         mode = entry.attrs.permissions or 0
-        if entry.attrs.type == asyncssh.FILEXFER_TYPE_DIRECTORY and depth < DEPTH_MAX:
-            await _list(client, root, path + "/", depth + 1, found)
+        if entry.attrs.type == asyncssh.FILEXFER_TYPE_DIRECTORY and path.count("/") < DEPTH_MAX - 1:
+            await _list(client, root, path + "/", skipped=skipped, found=found)
         elif entry.attrs.type == asyncssh.FILEXFER_TYPE_REGULAR:
-            found.append(Wanted(path, entry.attrs.size or 0, bool(mode & 0o100)))
+            found.append(Wanted(path, entry.attrs.size or 0, bool(mode & 0o100), entry.attrs.mtime or 0))

@@ -152,6 +152,11 @@ class Host:
         answer: dict[str, Any] = json.loads(await self.act("names", *folders))
         return set(answer["names"])
 
+    async def unix_s(self) -> int:
+        """The wall clock there. Raises SshFailed."""
+        answer: dict[str, Any] = json.loads(await self.act("names"))
+        return int(answer["unix_s"])
+
     async def open(self, act: str, *words: str) -> Channel:
         """Start one that goes on. Raises SshFailed."""
         return await self.access.command(self.command(act, *words))

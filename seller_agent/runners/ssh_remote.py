@@ -298,7 +298,7 @@ def names(_: str, *folders: str) -> int:
     for folder in folders:
         with contextlib.suppress(OSError):
             found.update(name for name in os.listdir(folder) if NAME.match(name))
-    say({"names": sorted(found)})
+    say({"names": sorted(found), "unix_s": int(time.time())})
     return 0
 
 

@@ -20,22 +20,13 @@ import msgspec
 import structlog
 
 from seller_agent.runners.process_runner import TRIES, ProcessRunner, check_words, environment_of, status_of
-from seller_agent.runners.runner import (
-    Progress,
-    RunKey,
-    RunnerError,
-    RunSpec,
-    RunState,
-    RunStatus,
-    RunUse,
-    Stream,
-    Terminal,
-)
+from seller_agent.runners.runner import Progress, RunKey, RunnerError, RunSpec, RunState, RunStatus, RunUse, Stream, Terminal
 from seller_agent.runners.ssh_errors import ForwardingRefused, HostAway, SshFailed
 from seller_agent.runners.ssh_files import fetch_tree, in_words, upload_tree
 from seller_agent.runners.ssh_host import Host
 from seller_agent.runners.ssh_link import open_link, reach
 from seller_agent.runners.ssh_output import Output
+from seller_agent.runners.ssh_work import Works
 from seller_agent.runners.supervisor_link import Answer, Link, LinkLost
 
 log = structlog.get_logger("seller.ssh")
@@ -68,6 +59,7 @@ class SshRunner(ProcessRunner):
         self._there = f"{self._base}/runs"
         self._results_bytes_max = results_bytes_max
         self._output = Output(host, self._root, self._there)
+        self._works = Works(host, self._root, self._there, bytes_max=results_bytes_max)
         self._leases: dict[str, int] = {}
         self._linked = asyncio.Event()
         self._lost = asyncio.Event()
@@ -141,7 +133,7 @@ class SshRunner(ProcessRunner):
         status = status_of(answer.run)
         if self._is_collected(spec.key.name):
             return status
-        self._output.follow(spec.key.name)
+        self._follow(spec.key.name)
         return await self.wait(spec.key) if status.state is RunState.EXITED else status
 
     async def adopt(self) -> list[RunStatus]:
@@ -154,7 +146,7 @@ class SshRunner(ProcessRunner):
         found = []
         for status in statuses:
             if not self._is_collected(status.key.name):
-                self._output.follow(status.key.name)
+                self._follow(status.key.name)
                 if status.state is RunState.EXITED:
                     status = RunStatus(key=status.key, state=RunState.RUNNING, started_unix_ms=status.started_unix_ms, ran_ms=status.ran_ms)
             found.append(status)
@@ -228,6 +220,7 @@ class SshRunner(ProcessRunner):
         """Forget an exited run, and leave nothing of it on the host. Raises RunnerError."""
         await super().remove(key)
         self._output.drop(key.name)
+        self._works.drop(key.name)
         collecting = self._collecting.pop(key.name, None)
         if collecting is not None:
             collecting.cancel()
@@ -248,6 +241,7 @@ class SshRunner(ProcessRunner):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._output.close()
+        await self._works.close()
         await super().close()
         await self._host.access.close()
 
@@ -313,7 +307,11 @@ class SshRunner(ProcessRunner):
             try:
                 if key.name not in self._without_secrets:
                     await self._host.act("delete", self._secrets(key))
-                if await self._output.finish(key.name):
+                has_results = await self._output.finish(key.name)
+                if self._works.is_session(key.name):
+                    await self._works.fetch(key.name)
+                    self._works.drop(key.name)
+                elif has_results:
                     await self._fetch(key, done)
                 (self._root / key.name / COLLECTED).touch(mode=0o600)
                 return
@@ -323,6 +321,11 @@ class SshRunner(ProcessRunner):
                 log.warning("what a run left cannot be fetched", host=self._host.name, run=key.name, why=str(error))
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))
             pause_s = min(PAUSE_MAX_S, pause_s * 2)
+
+    def _follow(self, name: str) -> None:
+        self._output.follow(name)
+        if self._works.is_session(name):
+            self._works.follow(name)
 
     async def _fetch(self, key: RunKey, done: set[str]) -> None:
         with in_words("fetch the results from the host"):

@@ -301,6 +301,40 @@ async def test_results_beyond_the_limit_stay_there_and_are_seen_to_be_too_large(
     assert {"a": 600, "b": TOO_LARGE_BYTES, "c": 300} == sizes
 
 
+WORKS = """
+import os, pathlib, time
+pathlib.Path("a.txt").write_text("one")
+pathlib.Path("changed").write_text("and more")
+pathlib.Path(".cache").mkdir()
+pathlib.Path(".cache", "x").write_text("x")
+print("ready", flush=True)
+while not pathlib.Path("go").exists(): time.sleep(0.02)
+pathlib.Path("a.txt").write_text("two")
+pathlib.Path("gone").unlink()
+pathlib.Path("b").mkdir()
+pathlib.Path("b", "c.txt").write_text("three")
+"""
+
+
+async def test_the_work_of_a_session_comes_while_it_runs_and_once_more_at_the_end(bench: SshBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench.runner._works, "_every_s", 0.1)
+    spec = bench.spec("python", "-c", WORKS)
+    for name in ("same", "changed", "gone"):
+        write(spec, name, "input")
+    job = Path(spec.folder, "job")
+    os.utime(job / "same", (1_000_000_000, 1_000_000_000))
+    before = (job / "same").stat().st_mtime_ns
+    Path(spec.folder, "session.json").write_text("{}")
+    await bench.start(spec)
+    await eventually(lambda: (job / "a.txt").exists() and (job / "changed").read_text() == "and more", "the work comes")
+    assert ["a.txt", "changed", "gone", "same"] == sorted(path.name for path in job.iterdir())
+    (bench.there / spec.key.name / "job" / "go").touch()
+    assert 0 == (await bench.runner.wait(spec.key)).exit_code, output(spec, "stderr")
+    assert ["a.txt", "b", "c.txt", "changed", "go", "same"] == sorted(path.name for path in job.rglob("*"))
+    assert ("two", "three") == ((job / "a.txt").read_text(), (job / "b/c.txt").read_text())
+    assert before == (job / "same").stat().st_mtime_ns
+
+
 async def test_secrets_lie_in_memory_for_as_long_as_the_run_and_are_its_owners_alone(bench: SshBench) -> None:
     spec = bench.spec(
         "sh", "-c", 'stat -c %a "$BAZAAR_SECRETS" "$BAZAAR_SECRETS/TOKEN"; echo "$BAZAAR_SECRETS"; cat "$BAZAAR_SECRETS/TOKEN"'
