@@ -158,7 +158,9 @@ class Follower:
         return self._node_names.get(node_id, node_id)
 
     async def _tell_why(self, now: SyncJob) -> None:
-        """Why it waits, or what the node is doing; said when it has changed."""
+        """Why it waits, what the node is doing, or what will end it soon; said when it has changed."""
+        if not self._wants.quiet and now.state == "running":
+            await self._tell_warning()
         if self._wants.quiet or self._wants.terminal.as_json:
             return
         text = ""
@@ -166,15 +168,21 @@ class Follower:
             text = await self._reason_of_wait(self._order)
         elif now.state in ("claimed", "starting"):
             text = await self._from_api("phase")
-        elif now.state == "running":
-            text = (await self._from_api("warning")).replace("JOB", self.job_id)
-            text = f"warning: {text}" if text else ""
-        news = render_usage.warning_kind(text) if now.state == "running" else text.partition(", free in")[0]  # a countdown is no news
-        if not text and now.state == "running":
-            self._told.pop(now.state, None)  # what is taken back may come again
+        news = text.partition(", free in")[0]  # a countdown is no news
         if text and self._told.get(now.state) != news:
             self._told[now.state] = news
             self._note(text)
+
+    async def _tell_warning(self) -> None:
+        warning = await self._from_api("warning")
+        kind = render_usage.warning_kind(warning)
+        if warning and self._told.get("warning") != kind:
+            words = warning.replace("JOB", self.job_id)
+            if self._wants.terminal.as_json:
+                self._wants.terminal.emit({"type": "warning", "job": self.job_id, "warning": words})
+            else:
+                self._note(f"warning: {words}")
+        self._told["warning"] = kind  # what is taken back may come again
 
     async def _reason_of_wait(self, order: JobSubmitted) -> str:
         request = quote_request(order, submitted=True)

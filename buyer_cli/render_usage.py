@@ -17,6 +17,8 @@ MIB = 1 << 20
 def usage_lines(job: Json) -> list[tuple[str, str]]:
     """A label and a value for each thing asked and used; nothing for a job that was not watched."""
     lines = [("warning", text(job["warning"]))] if job.get("warning") else []
+    if (job.get("limit_s") or 0) < (job.get("timeout_s") or 0) and job.get("limit_s"):
+        lines.append(("ends after", f"{duration(job['limit_s'])}, by its estimate or its budget"))
     if job.get("using"):
         lines.append(("using now", _now(job["using"])))
     usage = job.get("usage") or {}

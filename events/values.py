@@ -77,9 +77,6 @@ class JobKind(StrEnum):
     CONTAINER = "container"
 
 
-DEFAULT_TIMEOUT_S = {JobKind.BATCH: 3600, JobKind.NOTEBOOK: 7200, JobKind.CONTAINER: 10800}
-
-
 class Isolation(StrEnum):
     """How a node keeps a job away from itself, weakest first."""
 

@@ -109,11 +109,11 @@ def _interview(caller: Caller, flags: dict[str, object]) -> tuple[Asked, dict[st
     for name, question, default in (
         ("gpus", "GPUs", "1"),
         ("max-price", "Most to pay per GPU-hour in USD", "any"),
-        ("timeout", "Timeout", "1h"),
+        ("timeout", "Timeout", "as usual"),
     ):
         if answers.get(name) is None:
             answer = ask(question, default)
-            answers[name] = None if answer == "any" else answer
+            answers[name] = None if answer in ("any", "as usual") else answer
     return Asked(script=script or None), answers
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import msgspec
 
 from events.reasons import Refusal
-from events.values import DEFAULT_TIMEOUT_S, Isolation, JobKind, Network, Requirements, Tier
+from events.values import Isolation, Network, Requirements, Tier
 from events.wire import QuoteRequest
 from projections import snapshot
 from projections.nodes import Node, NodeState
@@ -147,7 +147,7 @@ async def quotes(asked: Asked) -> Reply:
             target_node=asked.value("node"),
         ),
         max_price_uusd_per_gpu_hour=asked.value("max_price"),
-        timeout_s=asked.value("timeout", DEFAULT_TIMEOUT_S[JobKind.BATCH]),
+        timeout_s=asked.value("timeout", asked.mirror.market.policy.timeout_batch_s),
         org_id=asked.value("org"),
         job_id=asked.value("job"),
     )

@@ -151,7 +151,7 @@ OFFERS = (GPUS, VRAM, TOTAL_VRAM, MODEL, MIN_CUDA, CORES, MEMORY, MAX_PRICE, *PA
 
 QUOTES = (
     *OFFERS[:-2],
-    Parameter("timeout", quantities.duration_s, "Run time, such as 4h; one hour when not said.", _TEXT),
+    Parameter("timeout", quantities.duration_s, "Run time, such as 4h; the market's usual one when not said.", _TEXT),
     Parameter("allow_simulated", quantities.yes_or_no, "Whether simulated cards would do.", _YES),
     Parameter("isolation", _one_of(*(kind.value for kind in ISOLATION_RANK)), "At least this isolation.", _TEXT),
     Parameter("min_tier", _one_of(*(tier.value for tier in TIER_RANK)), "Cards checked at least so well.", _TEXT),

@@ -75,6 +75,11 @@ def test_a_running_job_shows_what_it_does_and_what_will_end_it() -> None:
     assert "running (stops in 5 min)" == render.state(running)
 
 
+def test_a_limit_that_is_tighter_than_the_timeout_is_told() -> None:
+    assert [("ends after", "20 s, by its estimate or its budget")] == usage_lines({"timeout_s": 60, "limit_s": 20})
+    assert [] == usage_lines({"timeout_s": 60, "limit_s": 60})
+
+
 def test_a_countdown_makes_no_new_warning() -> None:
     assert warning_kind("stops in 5 min: idle for 30 min") == warning_kind("stops in 4 min: idle for 31 min")
     assert warning_kind("stops in 5 min: idle") != warning_kind("stops in 5 min: run timeout")
