@@ -11,7 +11,7 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from datetime import datetime
 from typing import Any, NamedTuple, Protocol
 
@@ -224,27 +224,37 @@ class Keeper:
     # ---- activity
 
     async def _notice_activity(self, access: Access | None) -> None:
-        if access is None or not access.has_pages:
+        """Only of a session that is ended when it is idle."""
+        idle_s = self._attempt.order.idle_timeout_s
+        if access is None or not access.has_pages or idle_s is None:
             return
-        while await self._sleep(self._times.activity_s):
-            try:
-                idle_ms = await self._idle_ms(access)
-            except (OSError, RunnerError, TimeoutError, ValueError, KeyError, TypeError):
-                continue  # no Jupyter, or a busy one: nothing is known
-            self.active_ms = max(self.active_ms, self.ran_ms - idle_ms)
+        self.active_ms = self.ran_ms
+        looks: tuple[Callable[[], Awaitable[int]], ...] = (
+            lambda: self._idle_kernels_ms(access),
+            lambda: asyncio.to_thread(self._idle_files_ms),
+        )
+        while await self._sleep(min(self._times.activity_s, idle_s / 8)):
+            for look in looks:
+                try:
+                    self.active_ms = max(self.active_ms, self.ran_ms - await look())
+                except (OSError, RunnerError, TimeoutError, ValueError, KeyError, TypeError):
+                    continue  # no Jupyter, or one that does not answer now: nothing is known
 
-    async def _idle_ms(self, access: Access) -> int:
-        """For how long nobody has done anything in a Jupyter: 0 while a kernel computes."""
-        status, body = await self._ask(access, "api/kernels")
-        kernels = json.loads(body) if status == 200 else []
-        if any(kernel["execution_state"] == "busy" for kernel in kernels):
-            return 0
-        status, body = await self._ask(access, "api/status")
+    async def _idle_kernels_ms(self, access: Access) -> int:
+        """For how long nobody has computed in a Jupyter: 0 while a kernel does. What the server itself calls activity is of no use: a page
+        that is open asks it for news all the time."""
+        status, body = await self._ask(access, "api/kernels?no_track_activity=1")
         if status != 200:
             raise ValueError(f"status {status}")
-        moments = [json.loads(body)["last_activity"], *(kernel["last_activity"] for kernel in kernels)]
-        latest = max(datetime.fromisoformat(moment.replace("Z", "+00:00")) for moment in moments)
-        return max(0, int(time.time() * 1000 - latest.timestamp() * 1000))
+        kernels = json.loads(body)
+        if any(kernel["execution_state"] == "busy" for kernel in kernels):
+            return 0
+        moments = [datetime.fromisoformat(kernel["last_activity"].replace("Z", "+00:00")) for kernel in kernels]
+        return max(0, int(time.time() * 1000 - max(moments).timestamp() * 1000))
+
+    def _idle_files_ms(self) -> int:
+        """For how long no file of the work was written: an open notebook is saved now and then while somebody types."""
+        return max(0, time.time_ns() - session_work.newest_ns(self._folder)) // 1_000_000
 
 
 async def _get(stream: Stream, path: str, token: str) -> tuple[int, bytes]:

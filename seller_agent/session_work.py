@@ -39,6 +39,7 @@ SKIPPED = frozenset(
 )
 """Names of what can be made again, wherever they lie."""
 ENTRIES_MAX = 10 * FILES_MAX
+GLANCE_MAX = 2000
 ENTRY_BYTES = 90
 """What a file costs in a manifest besides its path."""
 FRESH_S = 30
@@ -144,6 +145,14 @@ def look(folder: str, bytes_max: int) -> Work:
         found += walk.found
         passed_over += walk.passed_over
     return choose(found, read_inputs(folder), bytes_max, passed_over)
+
+
+def newest_ns(folder: str) -> int:
+    """When a file of the work was written last, as far as a short look tells. Raises OSError, ValueError when there is none."""
+    walk = _Look(folder, "job")
+    walk.entries_max = GLANCE_MAX
+    walk.run()
+    return max(file.mtime_ns for file in walk.found)
 
 
 def choose(found: Iterable[Found], inputs: dict[str, tuple[int, int]], bytes_max: int, passed_over: int) -> Work:

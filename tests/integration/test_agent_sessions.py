@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from pathlib import Path
@@ -29,7 +30,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         allowed = knows or self.path == os.environ["BAZAAR_SESSION_PATH"] + "api"
         self.send_response(200 if allowed else 403)
         self.end_headers()
-        self.wfile.write(b"{}")
+        kernels = self.path.partition("?")[0].endswith("/api/kernels")
+        self.wfile.write(open("kernels.json", "rb").read() if kernels else b"{}")
     def log_message(self, *words):
         pass
 class Server(socketserver.ThreadingUnixStreamServer):
@@ -202,6 +204,20 @@ async def test_only_a_session_that_has_begun_can_be_closed(nodes: NodeWorld) -> 
     await nodes.state(batch, "running")
     outcome = await nodes.buyer.submit(SessionCloseRequested(job_id=batch), 5.0)
     assert Refusal.ILLEGAL_IN_STATE is outcome.reason
+
+
+@pytest.mark.parametrize("doing", ["idle", "busy"])
+async def test_a_session_with_a_limit_is_ended_when_it_is_idle_and_not_while_it_computes(
+    nodes: NodeWorld, tmp_path: Path, doing: str
+) -> None:
+    await nodes.agent()
+    kernels = [{"last_activity": "2020-01-01T00:00:00.000000Z", "execution_state": doing}]
+    (tmp_path / "kernels.json").write_text(json.dumps(kernels))
+    manifest, _ = await put_files(nodes.buyer.ask_files, [LocalFile("kernels.json", tmp_path / "kernels.json")])
+    idle = await open_session(nodes, inputs=manifest, idle_timeout_s=2, timeout_s=6)
+    job = await nodes.state(idle, "timed_out")
+    assert (Reason.IDLE if doing == "idle" else Reason.RUN_TIMEOUT) is job.reason
+    assert "saved at the end" == (await fetched(nodes, idle, tmp_path / "work"))["last.txt"]
 
 
 async def test_usage_is_told_while_a_session_runs(nodes: NodeWorld) -> None:
