@@ -47,6 +47,7 @@ class Reach:
         self._tunnel: Tunnel | None = None
         self._meeting = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._servers: list[asyncio.Server] = []
 
     @classmethod
     def of(cls, url: str, session: Session, *, job_id: str, attempt: int, epoch: int, seller: str, output_token: str) -> Reach:
@@ -107,8 +108,17 @@ class Reach:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    async def listen(self, connected: Callable[[SocketEnd], Awaitable[None]], port: int) -> asyncio.Server:
+        """Do this for every connection to this port of 127.0.0.1, until `close`. Raises OSError."""
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(lambda: SocketEnd(lambda end: self.spawn(connected(end))), LOOPBACK, port)
+        self._servers.append(server)
+        return server
+
     async def close(self) -> None:
         """Say goodbye and let go."""
+        for server in self._servers:
+            server.close()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -137,8 +147,7 @@ async def forward(reach: Reach, place: str, local_port: int, trouble: Callable[[
             if trouble is not None:
                 trouble(str(error))
 
-    loop = asyncio.get_running_loop()
-    return await loop.create_server(lambda: SocketEnd(lambda end: reach.spawn(serve(end))), LOOPBACK, local_port)
+    return await reach.listen(serve, local_port)
 
 
 @asynccontextmanager

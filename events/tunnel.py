@@ -89,6 +89,7 @@ class Tunnel:
         self._loop = asyncio.get_running_loop()
         self._flushing = False
         self._ticking = self._loop.call_later(TICK_S, self._tick)
+        self._forget_hook = connection.on_up(self._came_back)
         self._heard_s = self._loop.time()
         self.on_closed: Callable[[Tunnel], None] | None = None
         self.reason = ""
@@ -260,6 +261,10 @@ class Tunnel:
         except (MarketUnreachable, Refused) as error:
             self._over(f"the connection to the market was lost: {error.why}")
 
+    async def _came_back(self) -> None:
+        """A new connection: what was under way on the old one is lost."""
+        self._over("the connection to the market was lost")
+
     def _tick(self) -> None:
         self._ticking = self._loop.call_later(TICK_S, self._tick)
         try:
@@ -281,6 +286,7 @@ class Tunnel:
             return
         self.reason = reason or "closed"
         self._ticking.cancel()
+        self._forget_hook()
         ends, self._ends = self._ends, {}
         for end in ends.values():
             end.over(self.reason)
