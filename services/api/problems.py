@@ -91,8 +91,11 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
 class ProblemFound(Exception):
     """Answer with this problem."""
 
-    def __init__(self, code: Trouble | Refusal, why: str = "", *, errors: tuple[FieldError, ...] = ()) -> None:
+    def __init__(
+        self, code: Trouble | Refusal, why: str = "", *, errors: tuple[FieldError, ...] = (), retry_after_s: int | None = None
+    ) -> None:
         super().__init__(code.value)
+        self.retry_after_s = retry_after_s
         self.code = code
         self.why = why
         self.errors = errors
@@ -107,8 +110,9 @@ class ProblemFound(Exception):
         """What the answer's headers say besides."""
         headers = {}
         row = TROUBLES.get(self.code) if isinstance(self.code, Trouble) else None
-        if row is not None and row.retry_after_s is not None:
-            headers["retry-after"] = str(row.retry_after_s)
+        again_s = self.retry_after_s if row is None or self.retry_after_s is not None else row.retry_after_s
+        if again_s is not None:
+            headers["retry-after"] = str(again_s)
         if self.code is Trouble.METHOD_NOT_ALLOWED:
             headers["allow"] = "GET, HEAD"
         if self.status == 401:

@@ -17,9 +17,9 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from services.api import queries
-from services.api.access import STRANGER, http_viewer
 from services.api.asking import Endpoint
 from services.api.desk import Answer, Desk
+from services.api.door import Door
 from services.api.live import EVENTS, Streams, wants_stream
 from services.api.metrics import CONTENT_TYPE, exposition
 from services.api.pages import add_pages
@@ -51,9 +51,10 @@ def make_app(desk: Desk, streams: Streams, readiness: Readiness, *, is_loopback:
     """The app over a desk. `is_loopback`: who connects without a token may see everything."""
     app = FastAPI(title=TITLE, version=version, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     _answer_problems(app, desk)
+    door = Door(desk, is_local=is_loopback)
     for endpoint in desk.endpoints:
-        read = _reading(desk, endpoint, is_loopback=is_loopback)
-        _add(app, endpoint.path, _following(desk, streams, read, is_loopback=is_loopback) if endpoint is EVENTS else read, endpoint)
+        read = _reading(desk, endpoint, door)
+        _add(app, endpoint.path, _following(desk, streams, read, door) if endpoint is EVENTS else read, endpoint)
 
     async def healthz() -> Response:
         return _json(msgspec.json.encode(Health(status="ok", version=version)))
@@ -65,9 +66,8 @@ def make_app(desk: Desk, streams: Streams, readiness: Readiness, *, is_loopback:
         return _json(msgspec.json.encode(Ready(status="ready", as_of_seq=desk.source.mirror.market.last_seq)))
 
     async def metrics(request: Request) -> Response:
+        door.reader(request)
         mirror = desk.ready_source().mirror
-        if http_viewer(mirror.market, request.headers, is_loopback=is_loopback, now_ms=desk.now_ms()) == STRANGER:
-            raise ProblemFound(Trouble.TOKEN_REQUIRED)
         values = queries.read(request.query_params.multi_items(), (queries.DCGM,))
         told = exposition(mirror, desk.now_ms(), dcgm=values.get("dcgm", False))
         return Response(told, headers={"cache-control": "no-store", "content-type": CONTENT_TYPE})
@@ -85,9 +85,9 @@ def make_app(desk: Desk, streams: Streams, readiness: Readiness, *, is_loopback:
     return app
 
 
-def _reading(desk: Desk, endpoint: Endpoint, *, is_loopback: bool) -> Handler:
+def _reading(desk: Desk, endpoint: Endpoint, door: Door) -> Handler:
     async def read(request: Request) -> Response:
-        viewer = http_viewer(desk.ready_source().mirror.market, request.headers, is_loopback=is_loopback, now_ms=desk.now_ms())
+        viewer = door.viewer(request)
         pairs = tuple(request.query_params.multi_items())
         answer = await desk.answer(endpoint, request.path_params.get("name", ""), pairs, viewer)
         return _respond(request, answer)
@@ -95,13 +95,11 @@ def _reading(desk: Desk, endpoint: Endpoint, *, is_loopback: bool) -> Handler:
     return read
 
 
-def _following(desk: Desk, streams: Streams, read: Handler, *, is_loopback: bool) -> Handler:
+def _following(desk: Desk, streams: Streams, read: Handler, door: Door) -> Handler:
     async def follow(request: Request) -> Response:
         if not wants_stream(request):
             return await read(request)
-        source = desk.ready_source()
-        viewer = http_viewer(source.mirror.market, request.headers, is_loopback=is_loopback, now_ms=desk.now_ms())
-        return streams.respond(request, source, viewer)
+        return streams.respond(request, desk.ready_source(), door.viewer(request))
 
     return follow
 

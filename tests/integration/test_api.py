@@ -528,7 +528,7 @@ async def test_head_is_get_without_a_body(api: ApiProcess) -> None:
         ("/v1/jobs?limit=1&limit=2", 400, "bad_query"),
         ("/v1/events?from_seq=-1", 400, "bad_query"),
         ("/v1/offers?vram=1e999", 400, "bad_query"),
-        ("/docs", 404, "not_found"),
+        ("/redoc", 404, "not_found"),
         ("/" + "x" * 1000, 404, "not_found"),
     ],
 )

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+from pathlib import Path
 from typing import Any
 
-from integration.broker_env import world
+from integration.broker_env import World, world
 from integration.test_api import ApiProcess, Scribe, api, scribe
 
 from events import wire
+from events.identity import ReadTokenIssued
 from events.nodes import NodeRepriced
 from events.wire import Beat, BeatCard, BeatView
+from services.api.rates import BURST
 
 __all__ = ["api", "scribe", "world"]
 MODEL = "NVIDIA GeForce RTX 4090"
@@ -85,3 +89,23 @@ async def test_metrics_tell_figures_and_readings_under_either_set_of_names(scrib
     theirs = (await api.get("/metrics?dcgm=1")).body.decode()
     assert f'DCGM_FI_DEV_GPU_UTIL{{Hostname="metered",UUID="GPU-metered-0",gpu="0",modelName="{MODEL}"}} 97.0' in theirs
     assert 400 == (await api.get("/metrics?name=x")).status
+
+
+async def test_who_asks_too_often_is_told_when_to_come_back(scribe: Scribe, world: World, tmp_path: Path) -> None:
+    token = "bzr_busy"
+    digest = hashlib.sha256(token.encode()).hexdigest()
+    await scribe.say(scribe.buyer, ReadTokenIssued(token_sha256=digest, name="busy", expires_ms=scribe.now_ms + 3_600_000))
+    api = ApiProcess(world, tmp_path)
+    api.bind = "0.0.0.0"
+    await api.start()
+    try:
+        headers = {"Authorization": f"Bearer {token}"}
+        answers = await asyncio.gather(*(api.get("/v1/stats", headers=headers) for _ in range(3 * BURST)))
+        refused = [got for got in answers if got.status == 429]
+        assert refused and {200, 429} == {got.status for got in answers}
+        assert ("rate_limited", True) == (refused[0].json["code"], int(refused[0].headers["retry-after"]) >= 1)
+        assert 200 == (await api.get("/v1/stats")).status, "another reader is not held up"
+        guesses = [await api.get("/v1/stats", headers={"Authorization": f"Bearer guess{number}"}) for number in range(4 * BURST)]
+        assert 429 in {got.status for got in guesses}, "nobody can try many tokens"
+    finally:
+        await api.stop()

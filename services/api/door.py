@@ -1,0 +1,56 @@
+"""Who comes in over HTTP: the reader's rights by token or by address, and how often it may ask."""
+
+from __future__ import annotations
+
+import hashlib
+
+from fastapi import Request
+
+from events.reasons import Refusal
+from services.api.access import STRANGER, Viewer, http_viewer, token_in
+from services.api.desk import Desk
+from services.api.problems import ProblemFound, Trouble
+from services.api.rates import Rates
+
+
+class Door:
+    """Lets readers of one API in. `is_local`: whoever connects without a token sees everything, for only this machine can."""
+
+    def __init__(self, desk: Desk, *, is_local: bool) -> None:
+        self._desk = desk
+        self._is_local = is_local
+        self._rates = Rates()
+
+    def viewer(self, request: Request) -> Viewer:
+        """Who asks. Raises ProblemFound: not ready, a token that is not valid, too often."""
+        market, now_ms = self._desk.ready_source().mirror.market, self._desk.now_ms()
+        token = token_in(request.headers)
+        address = "" if request.client is None else request.client.host
+        if token is None and not self._is_local:
+            self._count(f"address {address}", now_ms)
+        elif token is not None:
+            # a wrong token is counted for the address, so that nobody can try many
+            viewer = self._of_token(request, address, now_ms)
+            self._count(f"token {hashlib.sha256(token.encode()).hexdigest()}", now_ms)
+            return viewer
+        return http_viewer(market, request.headers, is_loopback=self._is_local, now_ms=now_ms)
+
+    def _of_token(self, request: Request, address: str, now_ms: int) -> Viewer:
+        market = self._desk.ready_source().mirror.market
+        try:
+            return http_viewer(market, request.headers, is_loopback=self._is_local, now_ms=now_ms)
+        except ProblemFound:
+            self._count(f"address {address}", now_ms)
+            raise
+
+    def reader(self, request: Request) -> Viewer:
+        """Who asks for what is not public. Raises ProblemFound."""
+        viewer = self.viewer(request)
+        if viewer == STRANGER:
+            raise ProblemFound(Trouble.TOKEN_REQUIRED)
+        return viewer
+
+    def _count(self, asker: str, now_ms: int) -> None:
+        again_s = self._rates.ask(asker, now_ms)
+        if again_s is not None:
+            raise ProblemFound(Refusal.RATE_LIMITED, "More questions than a reader may ask.", retry_after_s=again_s)
