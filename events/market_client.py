@@ -26,7 +26,7 @@ from events.outbox import Outbox, lane_name
 from events.reasons import Refusal
 from events.sender import Sender
 from events.session import Session
-from events.stepping import start_now
+from events.stepping import end_all, start_now
 from events.ticket import Ticket
 from events.wire import FilesAnswer, FilesRequest, Hello, LiveFrame, Outcome, OutputAnswer, OutputFrame, SyncAnswer, SyncRequest, Tick
 
@@ -147,9 +147,7 @@ class MarketClient:
             return
         self._closing = True
         tasks = [*self._tasks, *([self._renewal] if self._renewal else [])]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_all(tasks)
         await self.connection.close()
         self._sender.close()
         await asyncio.to_thread(self._outbox.close)

@@ -1,11 +1,14 @@
-"""Runs a coroutine at once up to its first wait, instead of at the next turn of the event loop: for what must leave now."""
+"""Runs a coroutine at once up to its first wait, instead of at the next turn of the event loop, for what must leave now; and ends
+tasks for good."""
 
 from __future__ import annotations
 
 import asyncio
 import types
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator, Iterable
 from typing import Any, NamedTuple
+
+CANCEL_AGAIN_S = 0.2
 
 _going_on: set[asyncio.Task[None]] = set()
 
@@ -20,6 +23,19 @@ def start_now(work: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop) 
     task = loop.create_task(_rest(work, waits_for))
     _going_on.add(task)
     task.add_done_callback(_ended)
+
+
+async def end_all(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel these until they have ended: a wait inside may swallow one cancellation (wait_for of Python 3.11 does)."""
+    everyone = set(tasks)
+    left = {task for task in everyone if not task.done()}
+    while left:
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=CANCEL_AGAIN_S)
+    for task in everyone:
+        if not task.cancelled():
+            task.exception()  # it has been seen: whoever ends a task does not wait for what it says
 
 
 def _ended(task: asyncio.Task[None]) -> None:

@@ -20,6 +20,7 @@ from events.feed import Received
 from events.jobs import AttemptEvent, JobMatched
 from events.market_client import MarketClient
 from events.nodes import NodeLost, NodeOffered, NodeResumed, NodeWithdrawn
+from events.stepping import end_all
 from events.wire import BeatAnswer, SyncAnswer
 from seller_agent import workspace
 from seller_agent.attempts import Attempt, Standing, hear
@@ -122,9 +123,7 @@ class Agent:
             if not self._abandoning.is_set():
                 await self._leave()
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await end_all(tasks)
             await hands.close()
             await self._journal.close()
             await self._runner.close()

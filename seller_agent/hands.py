@@ -20,6 +20,7 @@ from events.errors import BazaarError
 from events.jobs import AttemptEvent, GpusReleased, JobClaimed, JobDeclined, JobStarted
 from events.market import Policy
 from events.reasons import Reason
+from events.stepping import end_all
 from events.wire import Outcome
 from seller_agent import workspace
 from seller_agent.attempts import Attempt, Run, Saved, Stop, Work, refused
@@ -131,9 +132,7 @@ class Hands:
     async def close(self) -> None:
         """Let go of everything here; runs go on."""
         self._teller.flush()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end_all(list(self._tasks))
         self._empty_trash()
 
     # ---- telling
