@@ -11,9 +11,9 @@ import contextlib
 import os
 import secrets
 import stat
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Coroutine, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import asyncssh
 
@@ -24,6 +24,7 @@ from seller_agent.runners.ssh_errors import SshFailed
 
 TOGETHER = 8
 """Files under way at once."""
+ENTRIES_MAX = 10 * FILES_MAX
 TOO_LARGE_BYTES = 1 << 42
 """So large is, on paper, a file that was left behind because of the cap: whoever collects the results sees why."""
 
@@ -86,11 +87,15 @@ async def upload_tree(access: Access, local: Path, remote: str, done: set[str]) 
         await all_or_none(*(put(source, target) for source, target in files))
 
 
-async def all_or_none(*works: object) -> None:
-    """Wait for all; the first that fails ends the others."""
-    async with asyncio.TaskGroup() as group:
-        for work in works:
-            group.create_task(work)  # type: ignore[arg-type]
+async def all_or_none(*works: Coroutine[Any, Any, None]) -> None:
+    """Wait for all; the first that fails ends the others, and its error is raised as it is."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class Wanted(NamedTuple):
@@ -129,17 +134,25 @@ async def fetch_tree(access: Access, remote: str, local: Path, bytes_max: int, d
 
 
 async def fetch_file(client: asyncssh.SFTPClient, remote: str, target: Path, *, fits: bool) -> bool:
-    """One file, or what stands for one that does not fit; False when the host does not give it out, as when its job forbade that.
-    Raises asyncssh's errors of a lost connection, OSError."""
-    if not fits:
-        with open(target, "wb") as file:
-            file.truncate(TOO_LARGE_BYTES)
-        return True
+    """One file, or what stands for one that does not fit; False when it is left out: the host does not give it out, as when its job
+    forbade that. Raises asyncssh's errors of a lost connection, OSError."""
     try:
-        await client.get(remote, str(target))
+        if fits:
+            await client.get(remote, str(target))
+        return fits or _stand_in(target)
     except (asyncssh.SFTPConnectionLost, asyncssh.SFTPNoConnection):
         raise
     except asyncssh.SFTPError:
+        target.unlink(missing_ok=True)
+        return False
+
+
+def _stand_in(target: Path) -> bool:
+    """A file of holes that is too large for any limit; False where the file system has none so large."""
+    try:
+        with open(target, "wb") as file:
+            file.truncate(TOO_LARGE_BYTES)
+    except OSError:
         target.unlink(missing_ok=True)
         return False
     return True
@@ -147,23 +160,40 @@ async def fetch_file(client: asyncssh.SFTPClient, remote: str, target: Path, *, 
 
 async def listing(client: asyncssh.SFTPClient, root: str, skipped: Collection[str] = ()) -> list[Wanted]:
     """The regular files below `root` in order of their paths, as results are counted; nothing with a name of `skipped` in its path."""
-    found: list[Wanted] = []
-    await _list(client, root, "", skipped=skipped, found=found)
-    return found
+    look = _Listing(client, skipped)
+    await look.folder(root, "")
+    return look.found
 
 
-async def _list(client: asyncssh.SFTPClient, root: str, prefix: str, *, skipped: Collection[str], found: list[Wanted]) -> None:
-    try:
-        entries = [entry async for entry in client.scandir(f"{root}/{prefix}".rstrip("/"))]
-    except (asyncssh.SFTPNoSuchFile, asyncssh.SFTPPermissionDenied):
-        return
-    for entry in sorted(entries, key=lambda entry: str(entry.filename)):
-        name = entry.filename if isinstance(entry.filename, str) else ""
+class _Listing:
+    """One look at a tree that a job left: names are bytes until they are known to be fit, and there may be millions."""
+
+    def __init__(self, client: asyncssh.SFTPClient, skipped: Collection[str]) -> None:
+        self._client = client
+        self._skipped = skipped
+        self._entries = 0
+        self.found: list[Wanted] = []
+
+    async def folder(self, root: str, prefix: str) -> None:
+        entries = []
+        try:
+            async for entry in self._client.scandir(os.fsencode(f"{root}/{prefix}".rstrip("/"))):
+                self._entries += 1
+                if self._entries > ENTRIES_MAX:
+                    break
+                entries.append(entry)
+        except (asyncssh.SFTPNoSuchFile, asyncssh.SFTPPermissionDenied):
+            return
+        for entry in sorted(entries, key=lambda entry: bytes(entry.filename)):  # type: ignore[arg-type]
+            await self._entry(root, prefix, entry)
+
+    async def _entry(self, root: str, prefix: str, entry: asyncssh.SFTPName) -> None:
+        name = bytes(entry.filename).decode(errors="replace")  # type: ignore[arg-type]
         path = prefix + name
-        if name in ("", ".", "..") or name in skipped or path_problem(path) is not None or len(found) >= FILES_MAX:
-            continue
-        mode = entry.attrs.permissions or 0
+        if name in ("", ".", "..") or name in self._skipped or "\ufffd" in name or path_problem(path) is not None:
+            return
         if entry.attrs.type == asyncssh.FILEXFER_TYPE_DIRECTORY and path.count("/") < DEPTH_MAX - 1:
-            await _list(client, root, path + "/", skipped=skipped, found=found)
-        elif entry.attrs.type == asyncssh.FILEXFER_TYPE_REGULAR:
-            found.append(Wanted(path, entry.attrs.size or 0, bool(mode & 0o100), entry.attrs.mtime or 0))
+            await self.folder(root, path + "/")
+        elif entry.attrs.type == asyncssh.FILEXFER_TYPE_REGULAR and len(self.found) < FILES_MAX:
+            executable = bool((entry.attrs.permissions or 0) & 0o100)
+            self.found.append(Wanted(path, entry.attrs.size or 0, executable, entry.attrs.mtime or 0))

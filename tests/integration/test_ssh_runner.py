@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import stat
 import time
@@ -280,9 +281,37 @@ async def test_cancelling_a_tree_of_seven_leaves_nothing(bench: SshBench) -> Non
 # --- Files ---
 
 
+async def test_inputs_and_results_arrive_whole_although_the_gate_dies_on_the_way(bench: SshBench) -> None:
+    spec = bench.spec("sh", "-c", "sha256sum < data && cp data ../out/")
+    data = os.urandom(40_000_000)
+    job, out = bench.there / spec.key.name / "job", Path(spec.folder, "out")
+    Path(spec.folder, "job").mkdir(parents=True)
+    Path(spec.folder, "job", "data").write_bytes(data)
+    preparing = asyncio.create_task(bench.runner.prepare(spec, lambda phase: None))
+    await eventually(lambda: (job / "data").exists() and (job / "data").stat().st_size > 100_000, "the upload has begun")
+    bench.world.gate.kill()
+    assert not preparing.done()
+    bench.world.gate.start()
+    await preparing
+    await bench.runner.start(spec)
+    waiting = asyncio.create_task(bench.runner.wait(spec.key))
+    await eventually(lambda: (out / "data").exists() and (out / "data").stat().st_size > 100_000, "the results begin to come")
+    bench.world.gate.kill()
+    assert not waiting.done()
+    bench.world.gate.start()
+    assert 0 == (await waiting).exit_code
+    assert hashlib.sha256(data).hexdigest() == output(spec).split()[0]
+    assert data == (out / "data").read_bytes()
+
+
 async def test_inputs_arrive_as_they_are_and_results_come_back_without_what_is_hostile(bench: SshBench) -> None:
     spec = bench.spec("./sub/run.sh")
-    write(spec, "sub/run.sh", "#!/bin/sh\ncat 'sub/data é'; cp -r sub ../out/; ln -s /etc/passwd ../out/link; mkfifo ../out/pipe", 0o700)
+    write(
+        spec,
+        "sub/run.sh",
+        "#!/bin/sh\ncat 'sub/data é'; cp -r sub ../out/; ln -s /etc/passwd ../out/link; mkfifo ../out/pipe; touch ../out/$(printf '\\377')",
+        0o700,
+    )
     write(spec, "sub/data é", "bytes\n")
     Path(spec.folder, "job", "outside").symlink_to("/etc/passwd")
     assert 0 == (await bench.run(spec)).exit_code, output(spec, "stderr")
