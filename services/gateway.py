@@ -144,6 +144,7 @@ class Gateway:
         if data is None:
             raise Refused(Refusal.UNKNOWN_JOB, "the secrets are not stored")
         sealed = sealing.reseal(data, self._sealing_key, [name], job_id=request.job_id, buyer=job.buyer, to=request.key)
+        log.info("a secret was given out", job=request.job_id, attempt=attempt, node_wallet=wallet, number=request.cursor)
         return FilesAnswer(data=sealed, size=len(sealed))
 
     async def _may_read(self, wallet: str, sha256: str, job_id: str | None) -> bool:
