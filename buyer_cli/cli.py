@@ -37,6 +37,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "nodes": ("looking", "nodes", "The machines of the market."),
     "node": ("looking", "node", "One machine."),
     "offers": ("looking", "offers", "Cards on offer, filtered."),
+    "top": ("watching", "top", "The market as it changes, in the terminal."),
     "events": ("telling", "events_", "The ledger, as it happens."),
     "wallet": ("identity", "wallet", "Make, import and list wallets."),
     "login": ("identity", "login", "Let a session key speak for the wallet."),

@@ -67,3 +67,15 @@ def test_why_is_told_by_the_command_with_the_change_that_would_help(own_market: 
     assert 2 == market.bazaar("why", waiting, "--as-of", "yesterday", code=2).code
     market.bazaar("cancel", waiting)
     assert "It has ended, cancelled" in market.bazaar("why", waiting).stdout
+
+
+def test_top_shows_the_machines_what_runs_and_why_the_rest_waits(own_market: MarketEnv) -> None:
+    market = own_market
+    running = market.submit("--gpus", "1", "--name", "busy", "-c", "import time; time.sleep(30)")
+    market.wait_for_job(running, "running")
+    market.submit("--gpus", "2", "--max-price", "0.10", "--name", "frugal", "-c", "1")
+    told = market.bazaar("top").stdout
+    assert "1 of 2 GPUs free" in told and "#." in told
+    assert "busy" in told and "frugal" in told and "asks more than it may cost" in told
+    assert {"market", "stats", "nodes", "queued", "running"} <= market.bazaar("top", "--json").json.keys()
+    market.bazaar("cancel", running, "--wait")
