@@ -138,7 +138,7 @@ class DockerRunner:
         self._wishes.add(wish)
         making = self._making[spec.key.name] = self._lasting.submit(_environment_faults, self._runs.prepare, spec, wish)
         try:
-            await asyncio.shield(asyncio.wrap_future(making))
+            await _shielded(making)
         finally:
             wish.drop()  # also when nobody waits for it any longer
             self._wishes.discard(wish)
@@ -170,7 +170,7 @@ class DockerRunner:
                 raise RunnerError("container_error", f"There is no run {key.name} here.")
             self._follow(key, folder)
         try:
-            return await asyncio.shield(asyncio.wrap_future(self._followed[key.name][1]))
+            return await _shielded(self._followed[key.name][1])
         except RunnerError:
             self._followed.pop(key.name, None)  # the next wait tries again
             raise
@@ -235,6 +235,13 @@ class DockerRunner:
 
     async def _in_thread(self, function: Callable[..., T], *arguments: object, pool: ThreadPoolExecutor | None = None) -> T:
         return await asyncio.get_running_loop().run_in_executor(pool or self._pool, _environment_faults, function, *arguments)
+
+
+async def _shielded(future: Future[T]) -> T:
+    """A thread's result; who is cancelled leaves the thread alone, and what it raises then is nobody's."""
+    waiting = asyncio.wrap_future(future)
+    waiting.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return await asyncio.shield(waiting)
 
 
 def _environment_faults(function: Callable[..., T], *arguments: object) -> T:
