@@ -56,6 +56,7 @@ TABLE: list[tuple[str, Attempt | None, RunStatus | None, SyncJob | None, list[Do
     ("a start that nobody was told of is told", kept(), RUNNING, held("claimed"), [Do.TELL_STARTED, Do.EXTEND]),
     ("a run goes on, for as long as it may now", kept(**STARTED), RUNNING, held("running"), [Do.EXTEND]),
     ("also when the journal does not know it", None, RUNNING, held("running"), [Do.EXTEND]),
+    ("a session that was closed meanwhile is stopped", kept(**STARTED), RUNNING, held("running", closing=True), [Do.STOP]),
     ("a run that ended meanwhile is saved", kept(**STARTED), EXITED, held("running"), [Do.SAVE]),
     ("also one that nobody knew to have started", None, EXITED, held("claimed"), [Do.TELL_STARTED, Do.SAVE]),
     ("a run that is gone is cleaned up, then reported", kept(**STARTED), None, held("running"), [Do.REMOVE]),

@@ -22,12 +22,13 @@ from events.jobs import (
     JobSucceeded,
     JobTimedOut,
     LeaseExpired,
+    SessionCloseRequested,
     SessionReady,
     UsageRecorded,
 )
 from events.nodes import NodeWithdrawn
 from events.reasons import REASONS, Reason, Refusal
-from events.values import JobKind
+from events.values import BlobRef, JobKind
 from projections.job_states import TERMINAL, TRANSITIONS, JobState
 
 
@@ -236,17 +237,46 @@ def test_priority_and_price_change_while_queued_and_not_after() -> None:
     assert 3660 == job.timeout_s
 
 
-def test_a_session_is_starting_until_it_is_ready_and_a_lost_one_pays_to_its_last_usage() -> None:
+def started_session(*, retries: int = 3) -> History:
     history = History()
-    history.happen(node_offered(price=3_600_000), job_submitted(kind=JobKind.NOTEBOOK))
+    history.happen(node_offered(price=3_600_000), job_submitted(kind=JobKind.NOTEBOOK, retries=retries))
     history.happen(make(JobMatched, price_uusd_per_gpu_hour=3_600_000))
     history.happen(of_run(history, JobClaimed))
     history.happen(of_run(history, JobStarted))
+    return history
+
+
+def test_a_session_is_starting_until_it_is_ready_and_a_lost_one_pays_to_its_last_usage() -> None:
+    history = started_session()
     assert JobState.STARTING is history.market.jobs[JOB].state
     history.happen(of_run(history, SessionReady), Later(10_000))
     history.happen(of_run(history, UsageRecorded, ran_ms=4_000), Later(10_000))
     history.happen(of_run(history, LeaseExpired, reason=Reason.NODE_LOST))
     assert 4_000 == history.market.jobs[JOB].charged_uusd
+
+
+def test_a_lost_session_leaves_what_it_saved_last() -> None:
+    history = started_session(retries=0)
+    first, last = BlobRef(sha256="ab" * 32, size=10), BlobRef(sha256="cd" * 32, size=10)
+    for saved in (first, last, None):
+        history.happen(of_run(history, UsageRecorded, ran_ms=4_000, results=saved, results_bytes=7 if saved else 0))
+    history.happen(of_run(history, LeaseExpired, reason=Reason.NODE_LOST))
+    job = history.market.jobs[JOB]
+    assert job.run is not None
+    assert (JobState.FAILED, last, 7) == (job.state, job.run.results, job.run.results_bytes)
+
+
+def test_a_session_that_is_being_closed_is_not_started_again_elsewhere() -> None:
+    history = started_session()
+    history.happen(make(SessionCloseRequested))
+    assert history.market.jobs[JOB].closing
+    history.happen(of_run(history, LeaseExpired, reason=Reason.NODE_LOST))
+    assert JobState.FAILED is history.market.jobs[JOB].state
+
+
+def test_a_batch_job_cannot_be_closed() -> None:
+    history = running()
+    assert Refusal.ILLEGAL_IN_STATE == history.try_event(make(SessionCloseRequested))
 
 
 def test_a_card_is_never_given_twice_whatever_the_matcher_says() -> None:
