@@ -32,7 +32,7 @@ def heads(state: Json, now_ms: int) -> list[str]:
 
 def node_rows(state: Json) -> list[tuple[str, ...]]:
     """A line a machine: its cards as letters, so that it can be read without colours."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for node in state["nodes"]:
         cards = "".join({"free": ".", "taken": "#", "unhealthy": "!"}.get(card["state"], "?") for card in node["cards"]) or "-"
         busy = [card["gpu_percent"] for card in node["cards"] if card["gpu_percent"] is not None]
