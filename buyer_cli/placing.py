@@ -99,5 +99,5 @@ def say_quote(terminal: Terminal, quote: QuoteAnswer, order: JobSubmitted) -> No
 
 def cost(quote: QuoteAnswer, order: JobSubmitted) -> str:
     """The most that it can cost."""
-    gpus = order.requirements.num_gpus
+    gpus = (order.requirements, *order.variants)[quote.variant].num_gpus
     return render_quote.cost_sentence(quote, gpus, order.timeout_s, order.max_price_uusd_per_gpu_hour, order.max_total_uusd)

@@ -46,6 +46,8 @@ class JobSubmitted(Event, frozen=True, kw_only=True):
     kind: JobKind = JobKind.BATCH
     name: Name
     requirements: Requirements = Requirements()
+    variants: Annotated[tuple[Requirements, ...], Meta(max_length=4)] = ()
+    """What would do as well: other cards, cores or memory, in order of preference."""
     program: Program
     timeout_s: Seconds
     """Run time allowed, counted from JobStarted; resolved by the client at submission."""
@@ -79,6 +81,8 @@ class JobMatched(Event, frozen=True, kw_only=True):
     """Locked for this attempt."""
     claim_by_ms: TimeMs
     """Ledger time; not claimed by then, the lease expires."""
+    variant: Annotated[int, Meta(ge=0, le=4)] = 0
+    """What the job gets: its requirements, or (from 1) one of its variants."""
 
 
 class AttemptEvent(Event, frozen=True, kw_only=True, tag=False):

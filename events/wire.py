@@ -248,6 +248,8 @@ class QuoteRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """`rpc.quote`: who could run this? Nothing is written."""
 
     requirements: Requirements = Requirements()
+    variants: Annotated[tuple[Requirements, ...], Meta(max_length=4)] = ()
+    """What would do as well; the answer is about the nearest of all."""
     max_price_uusd_per_gpu_hour: int | None = None
     timeout_s: int = 3600
     org_id: str | None = None
@@ -302,6 +304,8 @@ class QuoteAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     price_from_uusd: int | None = None
     """What the cheapest run costs if it takes its whole timeout."""
     queue_position: int | None = None
+    variant: int = 0
+    """Which of the buyer's choices this is about: 0 the requirements, from 1 a variant."""
     failure: Failure | None = None
 
 

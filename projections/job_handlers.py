@@ -41,9 +41,9 @@ def matched(market: Market, record: Record) -> Handled:
         return Refusal.UNKNOWN_NODE
     if job.state is not QUEUED or event.attempt != job.attempts + 1 or node.state is not NodeState.OFFERED:
         return Refusal.ILLEGAL_IN_STATE
-    if not nodes.are_free(node, event.cards):
+    requirements = jobs.choice(job, event.variant)
+    if requirements is None or not nodes.are_free(node, event.cards):
         return Refusal.ILLEGAL_IN_STATE
-    requirements = job.submitted.requirements
     allocation = Allocation(
         job_id=event.job_id,
         attempt=event.attempt,

@@ -36,7 +36,7 @@ from events.jobs import (
     UsageRecorded,
 )
 from events.reasons import REASONS, Payer, Reason, Refusal
-from events.values import BlobRef, JobKind, RunUsage, charge_uusd
+from events.values import BlobRef, JobKind, Requirements, RunUsage, charge_uusd
 from projections import bills
 from projections.job_states import (
     CANCELLED,
@@ -83,6 +83,8 @@ class Run(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     image_digest: str = ""
     detail: str = ""
     usage: RunUsage | None = None
+    variant: int = 0
+    """What of its buyer's choice it got: the requirements, or from 1 a variant."""
     stake: Stake = Stake()
     """What its buyer and organisation are counted for while the node has it."""
 
@@ -117,6 +119,20 @@ class Job(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     charged_uusd: int = 0
 
     @property
+    def requirements(self) -> Requirements:
+        """What its present or last attempt was given of what its buyer asked; before the first, what was asked first."""
+        run, asked = self.run, self.submitted
+        return asked.variants[run.variant - 1] if run is not None and run.variant else asked.requirements
+
+    @property
+    def order(self) -> JobSubmitted:
+        """What its node has to run: the submission, as it has become."""
+        asked = self.submitted
+        if asked.variants:
+            return msgspec.structs.replace(asked, requirements=self.requirements, variants=(), timeout_s=self.timeout_s)
+        return asked if self.timeout_s == asked.timeout_s else msgspec.structs.replace(asked, timeout_s=self.timeout_s)
+
+    @property
     def left_uusd(self) -> int | None:
         """What its buyer still lets it cost; None: there is no limit."""
         most = self.submitted.max_total_uusd
@@ -129,9 +145,16 @@ class Job(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
         return self.timeout_s if estimate_s is None else min(estimate_s, self.timeout_s)
 
 
-def stake_of(job: Job, price_uusd_per_gpu_hour: int) -> Stake:
-    """What the job counts for while a node has it at this price."""
-    gpus = job.submitted.requirements.num_gpus
+def choice(job: Job, variant: int) -> Requirements | None:
+    """What a buyer will take: the requirements (0), or a variant; None when there is none of that number."""
+    asked = job.submitted
+    if variant == 0:
+        return asked.requirements
+    return asked.variants[variant - 1] if variant <= len(asked.variants) else None
+
+
+def stake_of(job: Job, gpus: int, price_uusd_per_gpu_hour: int) -> Stake:
+    """What the job counts for while a node has it on so many cards at this price."""
     worst = worst_uusd(job.timeout_s, gpus, price_uusd_per_gpu_hour, job.left_uusd)
     return Stake(gpus=gpus, uusd=worst, gpu_ms=job.expected_s * 1000 * max(1, gpus))
 
@@ -187,6 +210,8 @@ def evolve(job: Job, event: Event, seq: int, now_ms: int, *, sender: str = "", a
 
 def match(job: Job, event: JobMatched, seq: int, now_ms: int, node_wallet: str) -> None:
     """Fold the match of a queued job; the epoch of the attempt is its sequence."""
+    requirements = choice(job, event.variant)
+    assert requirements is not None, "the handler looked"
     job.attempts = event.attempt
     job.run = Run(
         attempt=event.attempt,
@@ -197,7 +222,8 @@ def match(job: Job, event: JobMatched, seq: int, now_ms: int, node_wallet: str) 
         price_uusd_per_gpu_hour=event.price_uusd_per_gpu_hour,
         matched_ms=now_ms,
         claim_by_ms=event.claim_by_ms,
-        stake=stake_of(job, event.price_uusd_per_gpu_hour),
+        variant=event.variant,
+        stake=stake_of(job, requirements.num_gpus, event.price_uusd_per_gpu_hour),
     )
     job.reason = None
     job.state = MATCHED
@@ -286,7 +312,7 @@ def _reprice(job: Job, event: JobRepriced, sender: str, now_ms: int) -> None:
 def _extend(job: Job, event: JobExtended, sender: str, now_ms: int) -> None:
     job.timeout_s += event.extra_s
     if job.run is not None and job.state in HELD:
-        job.run.stake = stake_of(job, job.run.price_uusd_per_gpu_hour)
+        job.run.stake = stake_of(job, job.requirements.num_gpus, job.run.price_uusd_per_gpu_hour)
 
 
 def _close(job: Job, event: SessionCloseRequested, sender: str, now_ms: int) -> None:
@@ -334,5 +360,5 @@ def _charge(job: Job, run: Run) -> None:
     """Add what this attempt costs its buyer."""
     payer = Payer.BUYER if job.state is STOPPING or run.reason is None else REASONS[run.reason].payer
     billed_ms = bills.billed_ms(payer, job.submitted.kind, run.ran_ms, run.usage_ms, job.timeout_s)
-    cost = charge_uusd(billed_ms, job.submitted.requirements.num_gpus, run.price_uusd_per_gpu_hour)
+    cost = charge_uusd(billed_ms, job.requirements.num_gpus, run.price_uusd_per_gpu_hour)
     job.charged_uusd = bills.capped(job.charged_uusd + cost, job.submitted.max_total_uusd)

@@ -98,7 +98,7 @@ class Market(msgspec.Struct, kw_only=True, omit_defaults=True):
         """No node has the job any more; that attempt was charged with so much."""
         run = job.run
         assert run is not None
-        used_gpu_ms = run.ran_ms * max(1, job.submitted.requirements.num_gpus)
+        used_gpu_ms = run.ran_ms * max(1, job.requirements.num_gpus)
         for party in self.parties_of(job):
             parties.give_back(party, run.stake, used_gpu_ms, charged_uusd, now_ms=now_ms, half_life_ms=self.policy.half_life_s * 1000)
 

@@ -62,8 +62,9 @@ class Desk:
 
     def fold_match(self, match: Match) -> None:
         """The match happens."""
-        values = {"job_id": match.job_id, "attempt": self.market.jobs[match.job_id].attempts + 1, "node_id": match.node_id}
-        self.happen(make(jobs.JobMatched, **values, cards=match.cards, price_uusd_per_gpu_hour=match.price_uusd_per_gpu_hour))
+        values: dict[str, Any] = {"job_id": match.job_id, "attempt": self.market.jobs[match.job_id].attempts + 1, "node_id": match.node_id}
+        values |= {"cards": match.cards, "price_uusd_per_gpu_hour": match.price_uusd_per_gpu_hour, "variant": match.variant}
+        self.happen(make(jobs.JobMatched, **values))
 
     def match_all(self) -> dict[str, str]:
         """Everything that can be matched now, in order: job name -> node name."""

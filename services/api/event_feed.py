@@ -17,7 +17,7 @@ KEPT = 10_000
 
 NEVER_SHOWN = ("output_token", "token_sha256", "wallet_signature", "text")
 """Names of live subjects, tokens and logins: nobody needs them to know what happened."""
-PRIVATE = ("name", "labels", "program", "detail", "requirements")
+PRIVATE = ("name", "labels", "program", "detail", "requirements", "variants")
 """Of another party's job: that it is there, not what it is called, runs or says."""
 
 

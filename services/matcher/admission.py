@@ -10,6 +10,8 @@ import hashlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import msgspec
+
 from events import delegation
 from events.codec import EVENT_BYTES_MAX, Malformed, decode_event, split_batch
 from events.envelope import ENVELOPE_BYTES_MAX, Envelope, event_hash, open_envelope, signature_is_good
@@ -20,7 +22,7 @@ from events.market import EventRefused, PolicyChanged
 from events.page import Record
 from events.reasons import Refusal
 from events.subjects import intake
-from events.values import JobKind, OrgRole
+from events.values import JobKind, OrgRole, Requirements
 from events.wire import Outcome
 from projections.identity import SessionKey
 from projections.job_states import HELD
@@ -264,7 +266,21 @@ def _check_requirements(event: JobSubmitted) -> Problem | None:
         told = "GPU memory or a GPU model is asked for, but no GPU"
     elif asked.target_cards and (asked.target_node is None or len(set(asked.target_cards)) != asked.num_gpus):
         told = "the target cards are not as many as the GPUs asked for"
+    elif not all(_is_variant(other, asked) for other in event.variants) or (asked.target_node and event.variants):
+        told = "a variant may differ in cards, cores and memory only, and goes with no target"
+    elif len({msgspec.msgpack.encode(one) for one in (asked, *event.variants)}) <= len(event.variants):
+        told = "two variants are the same"
     return None if told is None else Problem(Refusal.INVALID_REQUIREMENT, told)
+
+
+VARYING = ("num_gpus", "vram_mib", "total_vram_mib", "gpu_models", "min_cuda", "cores", "memory_mib", "shm_mib")
+"""Fields in which the variants of a job may differ."""
+
+
+def _is_variant(one: Requirements, asked: Requirements) -> bool:
+    if one.num_gpus == 0 and (one.vram_mib or one.total_vram_mib or one.gpu_models):
+        return False
+    return msgspec.structs.replace(one, **{field: getattr(asked, field) for field in VARYING}) == asked
 
 
 def _check_target(market: Market, event: JobSubmitted) -> Problem | None:
@@ -299,7 +315,7 @@ def _check_extension(market: Market, wallet: str, event: JobExtended) -> Problem
     if job is None or job.state not in HELD or job.run is None:
         return None
     asked, price = job.submitted, job.run.price_uusd_per_gpu_hour
-    after_uusd = worst_uusd(job.timeout_s + event.extra_s, asked.requirements.num_gpus, price, job.left_uusd)
+    after_uusd = worst_uusd(job.timeout_s + event.extra_s, job.requirements.num_gpus, price, job.left_uusd)
     if after_uusd - job.run.stake.uusd > money_left(market, job.buyer, asked.org_id, market.time_ms):
         return Problem(Refusal.QUOTA_EXCEEDED, "the longer run may cost more than the wallet or its organisation may still spend")
     return None

@@ -88,7 +88,7 @@ def sync_job(job: Job, *, with_order: bool) -> SyncJob:
         closing=job.closing,
         cancelled_by=job.cancelled_by,
         ready=run is not None and run.ready_ms > 0,
-        order=job.submitted if with_order else None,
+        order=job.order if with_order else None,
         detail="" if run is None else run.detail,
         stdout_bytes=0 if run is None else run.stdout_bytes,
         stderr_bytes=0 if run is None else run.stderr_bytes,

@@ -171,10 +171,7 @@ class Draft:
         job = self.market.jobs[event.job_id]
         if job.run is None or job.run.node_wallet != wallet:
             return None
-        order = job.submitted
-        if job.timeout_s != order.timeout_s:  # extended while it waited
-            order = msgspec.structs.replace(order, timeout_s=job.timeout_s)
-        return LiveEvent(seq, "", raw, order, job.buyer)
+        return LiveEvent(seq, "", raw, job.order, job.buyer)
 
     def _feed(self, wallet: str, prev: int | None) -> _Feed:
         feed = self._feeds.get(wallet)

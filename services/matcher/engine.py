@@ -13,7 +13,6 @@ from bisect import bisect_left
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from events.market import Policy
 from events.values import JobId, NodeId, OrgId, PriceUusdPerGpuHour, Requirements, Wallet
 from projections.job_states import HELD, QUEUED
 from projections.jobs import Job
@@ -24,10 +23,10 @@ from services.matcher.frontier import Frontier
 from services.matcher.limits import limits_money
 from services.matcher.node_index import Bucket, NodeIndex
 from services.matcher.ordered import Tally
-from services.matcher.places import cheapest, least_busy
-from services.matcher.policies import SEQ_MASK, Rank, order_key, row_of
+from services.matcher.places import BusyRank, best_of, cheapest, least_busy
+from services.matcher.policies import SEQ_MASK, Rank, order_key, orders_otherwise, row_of
 from services.matcher.price_index import ANY_PRICE, NEVER
-from services.matcher.shapes import Placed, Shape, ShapeKey, ShapeTable, cap_of, fit, keys_of
+from services.matcher.shapes import Placed, Shape, ShapeKey, ShapeTable, cap_of, fit, keys_of, make_known
 from services.matcher.share_index import Units
 from services.matcher.timers import Timers
 
@@ -36,6 +35,7 @@ STALE_LABELS_MAX = 64
 ENDING_KEPT_MS = 3_600_000
 """How long jobs are still laid out by their timeouts when no node has a plan to leave any more."""
 NOBODY: frozenset[NodeId] = frozenset()
+FIRST = (0,)
 
 Found = tuple[int, JobId]
 """A job and its order key."""
@@ -48,6 +48,8 @@ class Match(NamedTuple):
     node_id: NodeId
     cards: tuple[str, ...]
     price_uusd_per_gpu_hour: PriceUusdPerGpuHour
+    variant: int = 0
+    """Which of the buyer's choices it gets."""
 
 
 class Engine:
@@ -101,17 +103,20 @@ class Engine:
 
     def _match(self, job_id: JobId) -> Match:
         """The match of a job that is known to fit some node."""
-        shapes = self._table.placed[job_id].shapes
-        if self._row.by_backlog:
-            price = self.market.jobs[job_id].max_price_uusd_per_gpu_hour
-            most = ANY_PRICE if price is None else price
-            place = min([busy for shape in shapes if (busy := least_busy(self._nodes, shape, self._scene, most)) is not None])[1]
-        else:
-            place = min([best for shape in shapes if (best := self._best_place(shape)) is not None])
-        node = self.market.nodes[place[3]]
-        cards = choose_cards(node, shapes[0].ask.requirements)
-        assert cards is not None, (job_id, place)
-        return Match(job_id, place[3], cards, node.price_uusd_per_gpu_hour)
+        price = self.market.jobs[job_id].max_price_uusd_per_gpu_hour
+        most = ANY_PRICE if price is None else price
+
+        def look(shape: Shape) -> BusyRank | None:
+            if self._row.by_backlog:
+                return least_busy(self._nodes, shape, self._scene, most)
+            best = self._best_place(shape)
+            return None if best is None or best[0] > most else (0, best)
+
+        (_, _, variant, best), shape = best_of(self._table.placed[job_id], look)
+        node = self.market.nodes[best[3]]
+        cards = choose_cards(node, shape.ask.requirements)
+        assert cards is not None, (job_id, best)
+        return Match(job_id, best[3], cards, node.price_uusd_per_gpu_hour, variant)
 
     def _rebuild(self) -> None:
         market = self.market
@@ -140,16 +145,12 @@ class Engine:
         most = self.market.policy.max_concurrent
         return most is not None and sum(self.market.states.get(state, 0) for state in HELD) >= most
 
-    def _order_differs(self, policy: Policy) -> bool:
-        """Whether another policy orders jobs otherwise; its other numbers are looked at when they count."""
-        return (policy.name, policy.ageing_s_per_point) != (self._policy.name, self._policy.ageing_s_per_point)
-
     # -- keeping the index in step with the market --
 
     def _settle(self, now_ms: int) -> None:
         """Take in everything that was touched, and everything whose time has come."""
         policy = self.market.policy
-        if self._is_stale or self.market.limits_seq != self._limits_seq or (policy is not self._policy and self._order_differs(policy)):
+        if self._is_stale or self.market.limits_seq != self._limits_seq or orders_otherwise(policy, self._policy):
             self._rebuild()
         self._policy = policy
         if now_ms != self._scene.now_ms:
@@ -275,11 +276,12 @@ class Engine:
             self._timers.wake(min(job.avoid[node_id] for node_id in avoid), job_id)
         if table.is_crowded():
             self._sweep()
-        shapes = self._shapes_of(job, avoid)
         unit = self._units.of(job) if self._row.by_share else None
         key = order_key(job, self._policy, self.market)
         price = job.max_price_uusd_per_gpu_hour
-        table.put(job_id, Placed(key if unit is None else key & SEQ_MASK, shapes, unit), ANY_PRICE if price is None else price)
+        shapes, variants = self._shapes_of(job, avoid)
+        placed = Placed(key if unit is None else key & SEQ_MASK, shapes, unit, variants)
+        table.put(job_id, placed, ANY_PRICE if price is None else price)
         self._look_again()
         for shape in shapes:
             self._frontier.push(shape, key if unit is None else unit.low)
@@ -289,12 +291,16 @@ class Engine:
             return NOBODY
         return frozenset(node_id for node_id, until_ms in job.avoid.items() if until_ms > self._scene.now_ms)
 
-    def _shapes_of(self, job: Job, avoid: frozenset[NodeId]) -> tuple[Shape, ...]:
-        """One shape for each sort of node that may take it."""
-        keys = keys_of(job, self.market, avoid, private=job.buyer in self._known, ending=self._ending_until_ms > 0)
-        known, requirements = self._table.shapes, job.submitted.requirements
-        shapes = [known.get(key) or self._shape(key, requirements) for key in keys]
-        return shapes[0].alone if len(shapes) == 1 else tuple(shapes)
+    def _shapes_of(self, job: Job, avoid: frozenset[NodeId]) -> tuple[tuple[Shape, ...], tuple[int, ...]]:
+        """One shape for each sort of node that may take it and each of its buyer's choices; and which choice each shape is."""
+        known, asked = self._table.shapes, job.submitted
+        of: dict[Shape, int] = {}
+        for variant, requirements in enumerate((asked.requirements, *asked.variants)):
+            keys = keys_of(job, requirements, self.market, avoid, private=job.buyer in self._known, ending=self._ending_until_ms > 0)
+            for key in keys:
+                of.setdefault(known.get(key) or self._shape(key, requirements), variant)
+        shapes = tuple(of)
+        return (shapes[0].alone, FIRST) if len(of) == 1 else (shapes, tuple(of.values()))
 
     def _shape(self, key: ShapeKey, requirements: Requirements) -> Shape:
         """A new shape, made known to every bucket that it fits."""
@@ -303,17 +309,13 @@ class Engine:
             self._limit(shape)
         if requirements.node_labels:
             self._settle_nodes(self._nodes.ask_labels(requirements.node_labels.items()))
-        for bucket in self._nodes.buckets.values():
-            how = fit(shape, bucket, self._scene)
-            if how is not None:
-                bucket.shapes[shape] = how
+        make_known(shape, self._nodes.buckets.values(), self._scene)
         return shape
 
     def _sweep(self) -> None:
         """Forget shapes without a job; begin anew when labels that nobody asks for any more split the nodes."""
         idle = self._table.sweep()
-        for bucket in self._nodes.buckets.values():
-            bucket.shapes = {shape: how for shape, how in bucket.shapes.items() if shape not in idle}
+        self._nodes.forget(idle)
         asked = {label for shape in self._table.shapes.values() for label in shape.ask.requirements.node_labels.items()}
         self._is_stale = len(self._nodes.labels_asked) > 2 * len(asked) + STALE_LABELS_MAX
 

@@ -65,6 +65,12 @@ def ask_of(job: Job) -> Ask:
     return Ask(asked.requirements, job.buyer, job.max_price_uusd_per_gpu_hour, job.avoid or {}, asked.org_id, job.timeout_s, job.left_uusd)
 
 
+def asks_of(job: Job) -> tuple[Ask, ...]:
+    """What a job asks, and what would do as well, in order of preference."""
+    first = ask_of(job)
+    return (first, *(first._replace(requirements=other) for other in job.submitted.variants))
+
+
 def accepts(node: Node, buyer: str | None, market: Market) -> bool:
     """Whether the node takes this buyer's jobs."""
     offer = node.offer

@@ -278,6 +278,11 @@ class NodeIndex:
             self.rows[node_id].offer = None
         return list(moved)
 
+    def forget(self, shapes: set[Any]) -> None:
+        """Shapes of jobs that there are no more."""
+        for bucket in self.buckets.values():
+            bucket.shapes = {shape: how for shape, how in bucket.shapes.items() if shape not in shapes}
+
     def _leave(self, row: Row) -> None:
         bucket = row.bucket
         if bucket is None:

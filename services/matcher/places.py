@@ -6,10 +6,13 @@ that spreads work, the node with the least work left among those that a certain 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from operator import itemgetter
+
 from services.matcher.feasibility import Scene, obstacle
 from services.matcher.node_index import Bucket, How, NodeIndex
-from services.matcher.policies import Rank, rank
-from services.matcher.shapes import Shape
+from services.matcher.policies import Place, Rank, place, rank
+from services.matcher.shapes import Placed, Shape
 
 BusyRank = tuple[int, Rank]
 """(work left in ms, rank)."""
@@ -31,17 +34,17 @@ def cheapest(index: NodeIndex, shape: Shape, scene: Scene) -> Rank | None:
             continue
         key = bucket.nodes.first(shape.cores, shape.memory_mib, shape.avoid, until_ms)
         if key is not None and key[0] <= most:
-            place = rank(key[0], how[0], how[1], key[1])
-            if best is None or place < best:
-                best, most = place, key[0]
+            found = rank(key[0], how[0], how[1], key[1])
+            if best is None or found < best:
+                best, most = found, key[0]
     return best
 
 
 def least_busy(index: NodeIndex, shape: Shape, scene: Scene, most_uusd: int) -> BusyRank | None:
     """The node with the least expected work left at which a job of this shape that pays so much may run."""
     if shape.target is not None:
-        place = _target(index, shape, scene)
-        return None if place is None or place[0] > most_uusd else (0, place)
+        there = _target(index, shape, scene)
+        return None if there is None or there[0] > most_uusd else (0, there)
     best = None
     most_uusd = min(most_uusd, shape.cap)
     for bucket in index.open:
@@ -51,6 +54,16 @@ def least_busy(index: NodeIndex, shape: Shape, scene: Scene, most_uusd: int) -> 
             if found is not None and (best is None or found < best):
                 best = found
     return best
+
+
+def best_of(placed: Placed, look: Callable[[Shape], BusyRank | None]) -> tuple[Place, Shape]:
+    """The best place of a job that has one, over all shapes in which it lies. `look` finds the best place of a shape for this job."""
+    found = []
+    for shape, variant in zip(placed.shapes, placed.variants, strict=True):
+        best = look(shape)
+        if best is not None:
+            found.append((place(best[0], shape.ask.requirements.num_gpus, variant, best[1]), shape))
+    return min(found, key=itemgetter(0))
 
 
 def _least_busy_of(bucket: Bucket, how: How, shape: Shape, scene: Scene, most_uusd: int) -> BusyRank | None:

@@ -85,9 +85,24 @@ def row_of(policy: Policy) -> PolicyRow:
     return POLICIES.get(policy.name) or POLICIES["priority"]
 
 
+def orders_otherwise(policy: Policy, other: Policy) -> bool:
+    """Whether two policies order jobs differently; their other numbers are looked at when they count."""
+    return policy is not other and (policy.name, policy.ageing_s_per_point) != (other.name, other.ageing_s_per_point)
+
+
 def order_key(job: Job, policy: Policy, market: Market) -> int:
     """Where a job stands under the policy: smaller goes first, and no two jobs share a number."""
     return (row_of(policy).order(job, policy, market) << SEQ_BITS) | job.order_seq
+
+
+Place = tuple[int, int, int, Rank]
+"""(work left in ms, cost in micro-USD an hour, which of the buyer's choices, rank): the smallest is the best."""
+
+
+def place(backlog_ms: int, num_gpus: int, variant: int, rank: Rank) -> Place:
+    """How good a node is for one of a buyer's choices: the cheapest choice as a whole, then the one that was named first. A job without a
+    card pays as one."""
+    return (backlog_ms, max(1, num_gpus) * rank[0], variant, rank)
 
 
 def rank(price_uusd_per_gpu_hour: int, cards_left: int, vram_taken_mib: int, node_id: str) -> Rank:

@@ -31,7 +31,22 @@ class Funnel(NamedTuple):
 
 
 def quote(market: Market, request: QuoteRequest, buyer: Wallet, now_ms: int, suspects: Container[str] = frozenset()) -> QuoteAnswer:
-    """The answer to a buyer's request, as the market stands now."""
+    """The answer to a buyer's request, as the market stands now. Of several choices the one that is free now, else the one that somebody
+    could run, else the first; the cheapest of those."""
+    best: QuoteAnswer | None = None
+    for variant, requirements in enumerate((request.requirements, *request.variants)):
+        found = _quote_one(market, msgspec.structs.replace(request, requirements=requirements), buyer, now_ms, suspects)
+        if best is None or _nearness(found) < _nearness(best):
+            best = msgspec.structs.replace(found, variant=variant) if variant else found
+    assert best is not None
+    return best
+
+
+def _nearness(answer: QuoteAnswer) -> tuple[bool, bool, int]:
+    return (not answer.free_now, not answer.could_run, answer.price_from_uusd or 0)
+
+
+def _quote_one(market: Market, request: QuoteRequest, buyer: Wallet, now_ms: int, suspects: Container[str]) -> QuoteAnswer:
     requirements = request.requirements
     ask = Ask(requirements, buyer, request.max_price_uusd_per_gpu_hour, org_id=request.org_id, timeout_s=request.timeout_s)
     scene = Scene(market, now_ms, suspects)

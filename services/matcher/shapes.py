@@ -7,6 +7,7 @@ are part of its shapes, and so is a party that the operator limits.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import msgspec
@@ -100,6 +101,8 @@ class Placed(NamedTuple):
     """Its order key; with a unit only the place of the job in the ledger."""
     shapes: tuple[Shape, ...]
     unit: Unit | None
+    variants: tuple[int, ...] = (0,)
+    """Which of its buyer's choices each shape is."""
 
 
 def fit(shape: Shape, bucket: Bucket, scene: Scene) -> How | None:
@@ -114,16 +117,19 @@ def fit(shape: Shape, bucket: Bucket, scene: Scene) -> How | None:
     return how
 
 
-def keys_of(job: Job, market: Market, avoid: frozenset[NodeId], *, private: bool, ending: bool) -> list[ShapeKey]:
-    """The shapes that a job belongs in. `private`: some node names its buyer; `ending`: some node will be away one day."""
+def keys_of(
+    job: Job, requirements: Requirements, market: Market, avoid: frozenset[NodeId], *, private: bool, ending: bool
+) -> list[ShapeKey]:
+    """The shapes that a job belongs in with these requirements. `private`: some node names its buyer; `ending`: some node will be away
+    one day."""
     asked, buyer = job.submitted, job.buyer
-    targeted = asked.requirements.target_node is not None
+    targeted = requirements.target_node is not None
     purse, spends = None, False
     if is_limited(market, buyer, asked.org_id):
         spends = limits_money(market, buyer, asked.org_id)
         purse = Purse(buyer, asked.org_id, job.left_uusd if spends else None)
     timeout_s = job.timeout_s if targeted or spends else 0
-    key = ShapeKey(_encoder.encode(asked.requirements), buyer if targeted else None, avoid, False, timeout_s, purse)
+    key = ShapeKey(_encoder.encode(requirements), buyer if targeted else None, avoid, False, timeout_s, purse)
     if targeted:
         return [key]
     keys = [key, key._replace(buyer=buyer)] if private else [key]
@@ -146,6 +152,14 @@ def _parties(shape: Shape) -> tuple[str, ...]:
     if purse is None:
         return ()
     return (purse.wallet,) if purse.org_id is None else (purse.wallet, purse.org_id)
+
+
+def make_known(shape: Shape, buckets: Iterable[Bucket], scene: Scene) -> None:
+    """Tell all buckets that it fits of a new shape."""
+    for bucket in buckets:
+        how = fit(shape, bucket, scene)
+        if how is not None:
+            bucket.shapes[shape] = how
 
 
 def _choose(requirements: Requirements, bucket: Bucket) -> How | None:
@@ -180,7 +194,7 @@ class ShapeTable:
     def put(self, job_id: JobId, placed: Placed, price: int) -> None:
         """Lay a job into its shapes."""
         self.placed[job_id] = placed
-        key, shapes, unit = placed
+        key, shapes, unit, _ = placed
         for shape in shapes:
             jobs = shape.jobs
             if isinstance(jobs, PriceIndex):
@@ -194,7 +208,7 @@ class ShapeTable:
         placed = self.placed.pop(job_id, None)
         if placed is None:
             return
-        key, shapes, unit = placed
+        key, shapes, unit, _ = placed
         for shape in shapes:
             jobs = shape.jobs
             if isinstance(jobs, PriceIndex):

@@ -62,6 +62,7 @@ def _match(draft: Draft) -> None:
             cards=match.cards,
             price_uusd_per_gpu_hour=match.price_uusd_per_gpu_hour,
             claim_by_ms=claim_by_ms,
+            variant=match.variant,
         )
         refused = draft.decide(event)
         assert refused is None, f"the engine made a match that the fold refuses: {refused} {event}"

@@ -17,7 +17,7 @@ from projections.jobs import Job
 from projections.market import Market
 from projections.nodes import Node, NodeState
 from services.matcher.changes import Question, smallest_change
-from services.matcher.feasibility import Ask, Scene, ask_of
+from services.matcher.feasibility import Ask, Scene, asks_of
 from services.matcher.limit_words import told
 from services.matcher.limits import cap_for
 from services.matcher.policies import POLICIES, order_key
@@ -57,11 +57,10 @@ def why(market: Market, job: Job, moment: Moment, keys: OfferKeys | None = None)
     if job.state is not QUEUED:
         return _not_queued(market, job, moment)
     keys = OfferKeys() if keys is None else keys
-    scene, ask = Scene(market, moment.now_ms, moment.suspects), ask_of(job)
+    scene = Scene(market, moment.now_ms, moment.suspects)
     nodes = [node for node in market.nodes.values() if node.state is not NodeState.WITHDRAWN]
     keys.sweep(len(nodes))
-    found = verdicts(ask, scene, nodes, keys)
-    tiers = count_tiers(found)
+    ask, found, tiers = _nearest_choice(job, scene, nodes, keys)
     cause, text = cause_of(market, job, tiers, moment.now_ms)
     position, before = _before(market, job, moment)
     steps, before_it = [], len(nodes)
@@ -93,7 +92,14 @@ def why_in_words(market: Market, job: Job, moment: Moment, keys: OfferKeys) -> s
     """What a queued job waits for, in one line, and nothing else."""
     scene = Scene(market, moment.now_ms, moment.suspects)
     nodes = [node for node in market.nodes.values() if node.state is not NodeState.WITHDRAWN]
-    return cause_of(market, job, count_tiers(verdicts(ask_of(job), scene, nodes, keys)), moment.now_ms)[1]
+    return cause_of(market, job, _nearest_choice(job, scene, nodes, keys)[2], moment.now_ms)[1]
+
+
+def _nearest_choice(job: Job, scene: Scene, nodes: list[Node], keys: OfferKeys) -> tuple[Ask, Verdicts, dict[Nearness, int]]:
+    """Of what the buyer would take the choice that is nearest to a node; the one that was named first among equals."""
+    asked = [(ask, verdicts(ask, scene, nodes, keys)) for ask in asks_of(job)]
+    counted = [(ask, found, count_tiers(found)) for ask, found in asked]
+    return min(counted, key=lambda one: next((at for at, tier in enumerate(NEAREST_FIRST) if one[2].get(tier)), len(NEAREST_FIRST)))
 
 
 def count_tiers(found: Verdicts) -> dict[Nearness, int]:

@@ -18,16 +18,16 @@ from events import identity, jobs, market, nodes
 from events.fact import Event
 from events.market import Policy
 from events.reasons import Reason
-from events.values import Accept, Card, Isolation, Network, OrgRole, Tier
+from events.values import Accept, Card, Isolation, Network, OrgRole, Requirements, Tier
 from projections.job_states import HELD, MATCHED, QUEUED
 from projections.market import Market
 from projections.nodes import Node, free_cards
 from projections.parties import DAY_MS, spent_this_month_uusd, spent_today_uusd
 from services.matcher import engine, node_index, shapes
 from services.matcher.engine import Engine, Match
-from services.matcher.feasibility import Scene, ask_of, choose, choose_cards, obstacle
+from services.matcher.feasibility import Ask, Scene, asks_of, choose, choose_cards, obstacle
 from services.matcher.node_index import NodesByBacklog, NodesByPrice
-from services.matcher.policies import POLICIES, backlog_of, order_key, rank
+from services.matcher.policies import POLICIES, Rank, backlog_of, order_key, place, rank
 from services.matcher.price_index import PriceIndex
 
 WORLDS = int(os.environ.get("BAZAAR_WORLDS", settings.default.max_examples * 10 // 3))
@@ -59,6 +59,7 @@ ASKS: tuple[dict[str, Any], ...] = (
     {"target": 1, "target_cards": (1,)},
     {"target": 2, "target_cards": (0, 1), "num_gpus": 2},
 )
+TARGETLESS = sum("target" not in asked for asked in ASKS)
 PRICES = (None, 100_000, 200_000, 300_000, 400_000)
 LABELS: tuple[dict[str, str], ...] = ({}, {"region": "eu"}, {"region": "eu", "disk": "ssd"}, {"region": "us"})
 
@@ -90,23 +91,25 @@ def brute_force(state: Market, now_ms: int, suspects: set[str]) -> Match | None:
     queued = [job for job in state.jobs.values() if job.state is QUEUED and job.not_before_ms <= now_ms]
     scene = Scene(state, now_ms, suspects)
     for job in sorted(queued, key=lambda job: order_key(job, state.policy, state)):
-        ask = ask_of(job)
-        fitting = [node for node in state.nodes.values() if obstacle(ask, node, scene) is None]
-        if fitting:
-            asked = job.submitted.requirements
-
-            def rank_of(node: Node, asked: Any = asked) -> Any:
-                free = free_cards(node)
-                taken: tuple[Card, ...] | None = choose(free, asked)
-                assert taken is not None
-                best = rank(node.price_uusd_per_gpu_hour, len(free) - len(taken), sum(card.vram_mib for card in taken), node.node_id)
-                return backlog_of(state.policy, node, now_ms), best
-
-            node = min(fitting, key=rank_of)
-            cards = choose_cards(node, asked)
+        found = [
+            (place(backlog_of(state.policy, node, now_ms), ask.requirements.num_gpus, variant, rank_of(node, ask)), node, ask)
+            for variant, ask in enumerate(asks_of(job))
+            for node in state.nodes.values()
+            if obstacle(ask, node, scene) is None
+        ]
+        if found:
+            best, node, ask = min(found, key=lambda one: one[0])
+            cards = choose_cards(node, ask.requirements)
             assert cards is not None
-            return Match(job.submitted.job_id, node.node_id, cards, node.price_uusd_per_gpu_hour)
+            return Match(job.submitted.job_id, node.node_id, cards, node.price_uusd_per_gpu_hour, best[2])
     return None
+
+
+def rank_of(node: Node, ask: Ask) -> Rank:
+    free = free_cards(node)
+    taken: tuple[Card, ...] | None = choose(free, ask.requirements)
+    assert taken is not None
+    return rank(node.price_uusd_per_gpu_hour, len(free) - len(taken), sum(card.vram_mib for card in taken), node.node_id)
 
 
 # What may happen in a world: each verb reads three numbers as it likes.
@@ -125,6 +128,8 @@ def submit(world: World, a: int, b: int, c: int) -> None:
         asked["target_node"] = node_names(world)[target % len(world.market.nodes)]
     changes: dict[str, Any] = {"max_price": PRICES[b % len(PRICES)], "priority": (b // 7) % 3 * 25, "retries": 20}
     changes |= {"timeout_s": (10, 60, 3600)[b // 5 % 3], "estimate_s": (None, 5, 50)[b // 11 % 3], "org_id": (None, ORG)[b // 13 % 2]}
+    if target is None and a % 4 == 0:
+        changes["variants"] = tuple(Requirements(**ASKS[number % TARGETLESS]) for number in (a // 4, b)[: 1 + c % 2])
     changes |= {"max_total_uusd": (None, None, 50_000)[b // 17 % 3]}
     world.submitted += 1
     world.try_event(By(BUYERS[c % len(BUYERS)], job_submitted(f"job{world.submitted}", **asked, **changes)))
@@ -362,7 +367,7 @@ def test_no_match_takes_what_is_taken_or_costs_more_or_offers_less_than_was_aske
 
 def check(state: Market, match: Match) -> None:
     job, node = state.jobs[match.job_id], state.nodes[match.node_id]
-    asked, cards = job.submitted.requirements, {card.uuid: card for card in node.offer.cards}
+    asked, cards = (job.submitted.requirements, *job.submitted.variants)[match.variant], {card.uuid: card for card in node.offer.cards}
     chosen = [cards[uuid] for uuid in match.cards]
     assert asked.num_gpus == len(set(match.cards))
     assert not set(match.cards) & set(node.taken)
