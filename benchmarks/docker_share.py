@@ -1,8 +1,8 @@
 """What the agent adds to a container: prepare + start through the runner, against a plain create + start of the same container.
 
 Both in turn on the same daemon, in one run, so that the machine's load is the same for both; medians. The Docker engine at DOCKER_HOST is
-used, and an image made of this machine's static busybox; without either nothing is measured, and that is said. The plain one is created of the very body that the runner sends. Measured from the call to the program's
-start, and both are removed outside of what is measured.
+used, and an image made of this machine's static busybox; without either nothing is measured, and that is said. The plain container is
+created of the very body that the runner sends. Measured from the call to the program's start; removing is not.
 """
 
 from __future__ import annotations

@@ -105,6 +105,7 @@ class Egress:
             firewall.addresses()
             self._settle()
         except firewall.FirewallError as error:
+            self.close()
             raise EgressRefused(
                 why=f"The firewall cannot be set: {error}.",
                 hint="It needs iptables, ip, the right NET_ADMIN, and a Docker that sets its own rules; or leave --egress away.",
