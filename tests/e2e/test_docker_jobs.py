@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from e2e.docker_market import DEFAULT_IMAGE, IMAGE, DockerMarket, docker_market, engine
 from e2e.market_env import TWO_CARDS, Running
+from e2e.test_secrets import DIGEST, run_with_secrets
 from integration.docker_engine import Engine, Registry, registry
 
 __all__ = ["docker_market", "engine", "registry"]  # the fixtures
@@ -230,6 +231,12 @@ def test_a_docker_that_is_not_there_is_said_with_what_to_try(docker_market: Dock
     assert why in told.stderr and "--runner process" in told.stderr
     findings = json.loads(docker_market.command("bazaar-seller", "doctor", "--json", "--docker-host", host, code=None).stdout)
     assert any(finding["severity"] == "warning" and why in finding["finding"] for finding in findings)
+
+
+def test_a_container_reads_its_secrets_and_nobody_else_finds_them(docker_market: DockerMarket) -> None:
+    job_id = run_with_secrets(docker_market, "--image", IMAGE)
+    assert DIGEST in docker_market.bazaar("logs", job_id).stdout
+    docker_market.is_cleared(job_id)
 
 
 # --- crashes ---

@@ -11,10 +11,9 @@ import termios
 from pathlib import Path
 
 import pytest
-from e2e.docker_market import IMAGE, DockerMarket, docker_market, engine
 from e2e.market_env import COMMANDS, MarketEnv, market
 
-__all__ = ["docker_market", "engine", "market"]  # the fixtures
+__all__ = ["market"]  # the fixture
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -63,12 +62,6 @@ def test_a_job_reads_its_secrets_and_nobody_else_finds_them(market: MarketEnv) -
     ]
     told = str(market.get(f"/v1/jobs/{job_id}/events"))
     assert "HF_TOKEN" in told and SECRET not in told
-
-
-def test_a_container_reads_its_secrets_and_nobody_else_finds_them(docker_market: DockerMarket) -> None:
-    job_id = run_with_secrets(docker_market, "--image", IMAGE)
-    assert DIGEST in docker_market.bazaar("logs", job_id).stdout
-    docker_market.is_cleared(job_id)
 
 
 def test_a_secret_that_stands_nowhere_is_a_usage_error_before_anything_is_sent(market: MarketEnv) -> None:
