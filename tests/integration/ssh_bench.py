@@ -18,7 +18,7 @@ from integration.test_process_runner import REPOSITORY, Bench, eventually, super
 
 from seller_agent.runners import proc
 from seller_agent.runners.process_runner import key_of
-from seller_agent.runners.runner import RunSpec, StopReason
+from seller_agent.runners.runner import RunKey, RunSpec, StopReason
 from seller_agent.runners.ssh_connection import Access
 from seller_agent.runners.ssh_runner import SshRunner
 
@@ -92,18 +92,20 @@ class SshBench(Bench):
 
     async def clear(self) -> None:
         """Stop and forget every run."""
-        for status in await self.runner.adopt():
-            await self.runner.stop(status.key, StopReason.ASKED, 0)
-            await self.runner.wait(status.key)
-            await self.runner.remove(status.key)
-        for name in os.listdir(self.there):
-            if name != ".supervisor":  # prepared and never started
-                await self.runner.remove(key_of(name))
-        assert [] == await self.runner.adopt()
+
+        async def forget(key: RunKey) -> None:
+            await self.runner.stop(key, StopReason.ASKED, 0)
+            await self.runner.wait(key)
+            await self.runner.remove(key)
+
+        await asyncio.gather(*(forget(status.key) for status in await self.runner.adopt()))
+        left = [name for name in os.listdir(self.there) if name != ".supervisor"]  # prepared and never started
+        await asyncio.gather(*(self.runner.remove(key_of(name)) for name in left))
 
     async def end(self) -> None:
         """Nothing is left: no run, no process, no folder on the node."""
         await self.clear()
+        assert [] == await self.runner.adopt()
         await self.let_go()
         await eventually(lambda: not supervisors(self.there), "the idle supervisor ends")
         assert set() == proc.leftovers(str(self.there), {})
