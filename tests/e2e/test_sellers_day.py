@@ -5,7 +5,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
 from e2e.market_env import MarketEnv, market
+
+from events.home import resolve
+from events.login import open_client
+from events.reading import ReadRefused, read, read_items
+from events.values import Role
+from events.wallet import Passphrases
 
 __all__ = ["market"]  # the fixture: one market for all, so that the last test may leave a second node behind
 
@@ -89,6 +96,20 @@ def test_the_state_of_a_node_is_told_also_without_a_market(market: MarketEnv) ->
     told = seller(market, "status", "--json", "--market", "nats://127.0.0.1:1", code=6)
     state = json.loads(told.stdout)
     assert state["agent_pid"] > 0 and state["market_error"].startswith("Cannot reach")
+
+
+async def test_only_the_owner_of_a_node_is_told_of_everybodys_jobs_on_it(market: MarketEnv) -> None:
+    """Over the market's own connection, where the subject proves who asks."""
+    market.wait_for_job(market.submit("-c", "print('hello')"), "succeeded")
+    market.bazaar("wallet", "new", "stranger")
+    node, seen = status(market)["node"], {}
+    for wallet, role in (("seller", Role.SELLER), ("stranger", Role.BUYER)):
+        settings = resolve({"wallet": wallet}, market.environment())
+        async with await open_client(settings, role, Passphrases()) as client:
+            seen[wallet] = len(await read_items(client, "/v1/jobs", {"node": node}))
+            with pytest.raises(ReadRefused):
+                await read(client, "/v1/no-such-thing")
+    assert (True, 0) == (seen["seller"] > 0, seen["stranger"])
 
 
 def test_of_two_nodes_of_one_home_one_must_be_named(market: MarketEnv) -> None:

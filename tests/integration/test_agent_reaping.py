@@ -111,3 +111,20 @@ def end_guard(directory: Path) -> None:
 async def test_a_home_without_anything_is_reaped_without_a_word(tmp_path: Path) -> None:
     found = reap_node(tmp_path, dry_run=False)
     assert ((), "") == (found.late, found.trouble)
+
+
+@pytest.mark.timeout(180)
+async def test_a_second_signal_leaves_a_container_that_does_not_end_to_the_next_agent(nodes: NodeWorld, engine: Engine) -> None:
+    agent = await nodes.add(ContainerAgent(nodes, engine)).start()
+    job_id = await nodes.submit("sh", "-c", "trap '' TERM; while :; do sleep 0.1; done")
+    await nodes.state(job_id, "running", timeout_s=60)
+    agent.agent.leave()
+    await until(lambda: any(said.startswith("Leaving") for said in nodes.said), "it says so")
+    agent.agent.leave()
+    assert agent.task is not None
+    await asyncio.wait_for(agent.task, 20)
+    assert [name for name in engine.names() if job_id in name], "it was not waited for"
+    await agent.forget()
+    await agent.start()
+    job = await nodes.state(job_id, "queued", "failed", "succeeded", timeout_s=60)
+    assert (Reason.EVICTED, 1) == (job.reason, job.attempts), "the reason was written down before the signal"
