@@ -39,7 +39,8 @@ async def agreed(client: MarketClient, terminal: Terminal, order: JobSubmitted, 
     if quote.only_simulated and terminal.is_interactive and not manner.yes:
         terminal.note("Only simulated cards would do: nothing is computed on a real GPU there.")
         if terminal.confirm("Allow them for this job?", default=False):
-            order = msgspec.structs.replace(order, requirements=msgspec.structs.replace(order.requirements, allow_simulated=True))
+            allowed = [msgspec.structs.replace(asked, allow_simulated=True) for asked in (order.requirements, *order.variants)]
+            order = msgspec.structs.replace(order, requirements=allowed[0], variants=tuple(allowed[1:]))
             quote = await quoted(client, order)
     say_quote(terminal, quote, order)
     if not quote.free_now or quote.paused:

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from buyer_cli.spec_keys import BY_NAME, LATER, Key, Shape
+from buyer_cli.spec_keys import BY_NAME, LATER, Choice, Key, Shape
 from events import codec
 from events.jobs import JobSubmitted
 from events.market import Policy
@@ -42,6 +42,8 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     args: tuple[str, ...] = ()
     requirements: Requirements = Requirements()
     """Without the target."""
+    choices: tuple[Choice, ...] = ()
+    """Cards that would do as well."""
     target: Target | None = None
     image: str | None = None
     env: dict[str, str] = {}
@@ -171,6 +173,7 @@ def _wish(layer: Layer, target: Target | None, kind: JobKind) -> Wish:
         command=get("command", ()),
         args=get("args", ()),
         requirements=_requirements(layer, target, kind),
+        choices=_choices(layer, target),
         target=target,
         image=get("image"),
         env=get("env", {}),
@@ -229,6 +232,28 @@ def _requirements(layer: Layer, target: Target | None, kind: JobKind) -> Require
     )
 
 
+def _choices(layer: Layer, target: Target | None) -> tuple[Choice, ...]:
+    choices: tuple[Choice, ...] = layer.get("or", ())
+    if choices and target is not None:
+        raise SpecError("--or", "the job has a target, and takes what is there", "leave --or or --target out")
+    if len(choices) > 4:
+        raise SpecError(f"{len(choices)} times --or", "a job has at most 4 of them", "leave some out")
+    return choices
+
+
+def _variants(choices: Sequence[Choice], requirements: Requirements) -> tuple[Requirements, ...]:
+    """The whole of what would do as well: other cards, and all else as it is."""
+    made: list[Requirements] = []
+    for choice in choices:
+        variant = msgspec.structs.replace(
+            requirements, num_gpus=choice.gpus, vram_mib=choice.vram_mib, total_vram_mib=0, gpu_models=choice.models
+        )
+        if variant in (requirements, *made):
+            raise SpecError("--or", "it asks for the same as is asked for already", "leave it out")
+        made.append(variant)
+    return tuple(made)
+
+
 def default_name(script: str | None, command: Sequence[str]) -> str:
     """A name for a job whose buyer gave none: the script's or the command's, in the alphabet of names."""
     source = script or (command[0] if command else "") or "job"
@@ -275,11 +300,13 @@ def submission(
     """The fact to publish for a wish whose files are stored; times that nobody named are the market's (`policy`).
     Raises SpecError when it is over a bound of facts."""
     percent, window_s = wish.min_utilisation or (None, None)
+    requirements = msgspec.structs.replace(wish.requirements, target_node=node_id, image=wish.image)
     event = JobSubmitted(
         job_id=job_id,
         kind=wish.kind,
         name=wish.name,
-        requirements=msgspec.structs.replace(wish.requirements, target_node=node_id, image=wish.image),
+        requirements=requirements,
+        variants=_variants(wish.choices, requirements),
         program=Program(argv=tuple(argv), env=wish.env, image=wish.image, inputs=inputs, inputs_bytes=inputs_bytes),
         timeout_s=wish.timeout_s or default_timeout_s(wish.kind, policy or Policy()),
         queue_timeout_s=wish.queue_timeout_s,

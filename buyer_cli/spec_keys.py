@@ -133,6 +133,31 @@ def _utilisation(text: str) -> tuple[int, int]:
         raise BadValue(error.why, example) from None
 
 
+class Choice(NamedTuple):
+    """Cards that would do instead of those that the other keys name."""
+
+    gpus: int
+    vram_mib: int
+    models: tuple[str, ...]
+
+
+_CHOICE = re.compile(r"\s*(\d{1,3})\s*x\s*(?:(\d+(?:\.\d+)?\s*[kmgt]i?b)\b)?\s*(.*?)\s*", re.IGNORECASE)
+
+
+def read_choice(text: str) -> Choice:
+    """`2x40GB`, `2xRTX 4090`, `2x40GB A100`."""
+    hint = "2x40GB, '2xRTX 4090' or '2x40GB A100'"
+    match = _CHOICE.fullmatch(text)
+    if match is None or not (match[2] or match[3]):
+        raise BadValue("it does not say how many cards, and what they must be", hint)
+    gpus = _gpus(match[1])
+    if gpus == 0:
+        raise BadValue("a choice has a card at least", hint)
+    if match[3] and not _MODEL.match(match[3]):
+        raise BadValue("that is not the name of a card", hint)
+    return Choice(gpus, quantities.size_mib(match[2]) if match[2] else 0, (match[3],) if match[3] else ())
+
+
 _PRICE_MAX = 10**12
 _TOTAL_MAX = 10**15
 
@@ -143,6 +168,7 @@ KEYS: tuple[Key, ...] = (
     Key("gpus", _gpus, "N", "Cards of one node, 0 to 8. Default 1."),
     Key("vram", quantities.size_mib, "SIZE", "Memory of each card, such as 24GB."),
     Key("total-vram", quantities.size_mib, "SIZE", "Memory of the cards together."),
+    Key("or", read_choice, "NxSIZE", "What would do as well, such as 2x40GB or '2xRTX 4090'; several: in order of preference.", Shape.MANY),
     Key(
         "gpu-model",
         _matching(_MODEL, "that is not the name of a card", "RTX 4090"),

@@ -8,6 +8,7 @@ import pytest
 from builders import BUYER, START_MS, By, given, job_id, job_of, job_submitted, make, node_of, node_offered
 from desk import Desk
 
+from buyer_cli.spec import SpecError, flag_layer, submission, wishes
 from events import jobs
 from events.market import Policy
 from events.reasons import Refusal
@@ -126,3 +127,32 @@ def test_why_speaks_of_the_choice_that_is_nearest() -> None:
     desk = Desk(small(), By(BUYER, job_submitted("busy", num_gpus=2)), asks())
     assert ["busy"] == list(desk.match_all())
     assert "capacity" == why(desk.market, job_of(desk.market), Moment(desk.now_ms)).cause
+
+
+# As a buyer writes them.
+
+
+def written(*choices: str, **flags: object) -> jobs.JobSubmitted:
+    (wish,) = wishes(flag_layer({"command": ("true",), "vram": "80GB", "cores": "4", "or": choices} | flags))
+    return submission(wish, ("true",), job_id("job"))
+
+
+def test_other_cards_are_written_as_a_number_and_what_they_must_be() -> None:
+    event = written("2x40GB", "4 x RTX 4090", "2x24GB A100")
+    assert [(2, 38_147, ()), (4, 0, ("RTX 4090",)), (2, 22_889, ("A100",))] == [
+        (one.num_gpus, one.vram_mib, one.gpu_models) for one in event.variants
+    ]
+    assert {4} == {one.cores for one in (event.requirements, *event.variants)}
+    assert None is CHECKS[jobs.JobSubmitted](Market(), BUYER, event)
+
+
+@pytest.mark.parametrize("choice", ["40GB", "0x40GB", "9x40GB", "2x", "x", "2x40GB;rm", "1x80GB"])
+def test_what_is_no_choice_is_refused_with_one_that_is(choice: str) -> None:
+    with pytest.raises(SpecError) as refused:
+        written(choice)
+    assert refused.value.hint
+
+
+def test_a_job_with_a_target_has_no_choice() -> None:
+    with pytest.raises(SpecError, match="target"):
+        written("2x40GB", target=("node",))
