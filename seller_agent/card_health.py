@@ -49,7 +49,7 @@ class CardJudge:
     def judge(self, card: DetectedCard, reading: CardTelemetry, ours: Ours, now_ms: int) -> Judgement:
         """What the newest reading of a card means. `now_ms` only ever grows."""
         if not reading.healthy:
-            return Judgement(False, True, reading.fault)
+            return Judgement(False, not reading.spares_runs, reading.fault)
         if not card.healthy:
             return Judgement(False, False, card.fault)  # it never was one that could be let
         if reading.ecc_errors:

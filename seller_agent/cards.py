@@ -68,6 +68,8 @@ class CardTelemetry(msgspec.Struct, frozen=True, kw_only=True):
     uuid: str
     healthy: bool = True
     fault: str = ""
+    spares_runs: bool = False
+    """The fault is one with which new programs cannot start, while those that run go on."""
     utilisation_percent: int | None = None
     memory_used_mib: int | None = None
     temperature_c: int | None = None
@@ -83,9 +85,9 @@ def idle(card: DetectedCard) -> CardTelemetry:
     return CardTelemetry(index=card.index, uuid=card.uuid, utilisation_percent=0, memory_used_mib=0, pids=())
 
 
-def faulty(card: DetectedCard, fault: str) -> CardTelemetry:
+def faulty(card: DetectedCard, fault: str, *, spares_runs: bool = False) -> CardTelemetry:
     """A card that cannot be used."""
-    return CardTelemetry(index=card.index, uuid=card.uuid, healthy=False, fault=fault)
+    return CardTelemetry(index=card.index, uuid=card.uuid, healthy=False, fault=fault, spares_runs=spares_runs)
 
 
 def clean(value: Any, forbidden: str = r"[^A-Za-z0-9 ._()/+-]") -> str:

@@ -52,7 +52,8 @@ class Nvml:
             with self._library():
                 readings = tuple(_telemetry(card) for card in asked)
         except pynvml.NVMLError as error:
-            return tuple(faulty(card, _fault(error)) for card in asked)
+            replaced = error.value == pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH
+            return tuple(faulty(card, _fault(error), spares_runs=replaced) for card in asked)
         if not all(reading.healthy for reading in readings):
             self.close()  # a card that was reset, or put back, is seen only by a library that looks again
         return readings

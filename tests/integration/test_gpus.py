@@ -189,6 +189,7 @@ say(nvml.telemetry(cards))
     for told in (during, still):
         assert not told[0]["healthy"]
         assert "drain the node" in told[0]["fault"]
+        assert told[0]["spares_runs"]
     assert after[0]["healthy"]
 
 

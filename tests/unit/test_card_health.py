@@ -40,6 +40,11 @@ def test_a_card_that_does_not_answer_is_broken_at_once_and_well_at_once() -> Non
     assert desk.see().well
 
 
+def test_a_driver_replaced_under_us_is_no_reason_to_end_what_runs() -> None:
+    found = Desk().see(healthy=False, fault="the driver was replaced", spares_runs=True, ours={"GPU-0": None})
+    assert (False, False) == (found.well, found.broken)
+
+
 def test_errors_in_memory_take_a_card_off_the_market_but_what_runs_on_it_goes_on() -> None:
     found = Desk().see(ecc_errors=3, ours={"GPU-0": None})
     assert (False, False) == (found.well, found.broken)
