@@ -10,9 +10,12 @@ import pytest
 from integration.broker_env import World, until, world
 from integration.market_env import MarketWorld
 from integration.node_env import NodeWorld
+from integration.session_env import close, fetched, open_session
 
 from events.market import MarketCreated, Policy
 from events.reasons import Reason
+from events.values import JobKind
+from seller_agent.session_keeping import SAVE_EVERY_VARIABLE
 
 __all__ = ["world"]  # the fixture
 
@@ -103,3 +106,30 @@ async def test_a_node_that_was_lost_reconciles_and_offers_again(nodes: NodeWorld
     await until(lambda: matcher.market.nodes[agent.node_id].offered_seq > before, "lost, and offered again", 3 * LEASE_S)
     job_id = await nodes.submit("true")
     await nodes.state(job_id, "succeeded")
+
+
+async def test_of_more_work_than_the_cap_a_session_leaves_the_newest_and_says_so(nodes: NodeWorld) -> None:
+    await nodes.agent()
+    makes = "head -c 900 /dev/zero > older; touch -d '1 hour ago' older; head -c 900 /dev/zero > newer; touch done; exec sleep 60"
+    job_id = await open_session(nodes, "sh", "-c", makes, kind=JobKind.CONTAINER)
+    await nodes.state(job_id, "running")
+    await until(lambda: (nodes.agents[0].folder_of(job_id) / "job" / "done").exists(), "the work is done")
+    await close(nodes, job_id)
+    job = await nodes.state(job_id, "succeeded")
+    assert job.run is not None
+    assert (Reason.SESSION_CLOSED, 900) == (job.reason, job.run.results_bytes)
+    assert "the newest 2 files were saved, 1 left out" in job.run.detail
+
+
+async def test_a_lost_node_leaves_the_work_that_was_saved_last(nodes: NodeWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SAVE_EVERY_VARIABLE, "1")
+    matcher = nodes.market.matcher
+    assert matcher.memory is not None
+    matcher.memory.patient_until_ms = 0  # it has heard of everybody
+    agent = await nodes.agent()
+    job_id = await open_session(nodes, "sh", "-c", "echo hours of work > notes; exec sleep 60", kind=JobKind.CONTAINER)
+    await until(lambda: (run := nodes.job(job_id).run) is not None and run.results is not None, "the work is saved")
+    await agent.kill()
+    job = await nodes.state(job_id, "failed", timeout_s=4 * LEASE_S)
+    assert job.reason in (Reason.NODE_LOST, Reason.LEASE_EXPIRED)
+    assert {"notes": "hours of work\n"} == await fetched(nodes, job_id, tmp_path / "saved")
