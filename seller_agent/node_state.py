@@ -133,11 +133,13 @@ async def node_status(settings: Settings, node: OwnedNode, delegation: str | Non
     """All of it. `market_error` says why when the market could not be asked; then only what is known here is in it."""
     try:
         now_ms = await market_ms(settings)
+        ahead_ms = int(time.time() * 1000) - now_ms
         async with await open_for(settings, node, delegation) as client:
             return {
                 **local_state(settings, node, client.market_id),
                 **await market_state(client, node, now_ms),
                 "now_ms": now_ms,
+                "clock_ahead_ms": ahead_ms,
                 "market_error": None,
             }
     except MarketUnreachable as error:

@@ -17,6 +17,7 @@ from seller_agent.node_state import node_jobs, node_status
 from seller_agent.offers import OfferError, price_text
 
 EXIT_UNREACHABLE = 6
+CLOCK_OFF_MS = 5_000
 ENDED = "succeeded,failed,timed_out,cancelled,expired"
 
 
@@ -60,6 +61,9 @@ def _market_lines(state: dict[str, Any]) -> list[str]:
         f"offer       {state['price_usd']} USD per GPU-hour, {offer['cores']} cores, {offer['memory_mib']} MiB, {offer['isolation']}, "
         f"jobs of {offer['accept']}",
     ]
+    if abs(state["clock_ahead_ms"]) > CLOCK_OFF_MS:
+        way = "ahead of" if state["clock_ahead_ms"] > 0 else "behind"
+        lines.append(f"clock       {span_text(abs(state['clock_ahead_ms']))} {way} the market's: set it; nothing here goes by it meanwhile")
     lines += _order_lines(state["orders"])
     for card in state["cards"]:
         lines.append(f"card {card['index']:<6} {card['model']}, {card['vram_mib']} MiB, {card['state']}{_readings(card)}")
