@@ -249,6 +249,8 @@ class Access:
             with _in_words(self.entry):
                 async with asyncio.timeout(CONNECT_MAX_S):
                     reader, writer = await dial(connection)
+        except TimeoutError:
+            raise ConnectionRefusedError("nobody answers there") from None
         except asyncssh.ChannelOpenError as error:
             if connection.is_closed():
                 raise HostAway(why=f"The connection to {self.entry.name} was lost.") from None
@@ -266,6 +268,10 @@ class Access:
                     return line, await start(line.connection)
             except asyncssh.ChannelOpenError as error:
                 self._leave(line)
+                if error.code == asyncssh.OPEN_REQUEST_SESSION_FAILED:
+                    raise SshFailed(
+                        why=f"{self.entry.name} refuses what was asked: {error.reason}.", hint="Its sshd_config must have Subsystem sftp."
+                    ) from None
                 if line.channels == 0 or line.connection.is_closed():
                     raise HostAway(why=f"{self.entry.name} opens no session: {error.reason}.") from None
                 line.channels_max = min(line.channels_max, line.channels)

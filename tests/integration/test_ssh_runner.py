@@ -143,6 +143,17 @@ async def test_a_node_without_python_says_what_to_install(world: SshWorld) -> No
     await close(gates)
 
 
+async def test_a_node_without_sftp_says_what_is_missing(tmp_path: Path) -> None:
+    for world in opened_world(tmp_path / "ssh", "no sftp"):
+        gates: dict[str, Access] = {}
+        host = world.host(gates)
+        with pytest.raises(SshFailed) as refused:
+            await host.greet()
+        assert "sftp" in f"{refused.value.what} {refused.value.why} {refused.value.hint}".lower()
+        await host.access.close()
+        await close(gates)
+
+
 async def test_sixteen_agents_that_come_at_once_are_all_let_in(world: SshWorld) -> None:
     """Each with connections of its own to the same gate and node, where OpenSSH turns some of ten newcomers away."""
     gates: list[dict[str, Access]] = [{} for _ in range(16)]
