@@ -64,6 +64,8 @@ def test_a_node_behind_a_jump_host_runs_a_job_and_returns_output_exit_code_and_r
     assert "and to the other" in told.stderr
     job = market.bazaar("show", "last", "--json").json
     assert ("failed", 7, "node-1") == (job["state"], job["exit_code"], job["node_name"])
+    assert "node-1" in market.command("bazaar-seller", "status").stdout
+    market.command("bazaar-seller", "reap")
     market.bazaar("results", job["id"], "--to", "fetched")
     assert "weights" == (market.work / "fetched/sub/model.txt").read_text()
 
