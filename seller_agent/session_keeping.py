@@ -60,6 +60,9 @@ class Times(NamedTuple):
 class Around(Protocol):
     """What of the agent a session's keeper needs."""
 
+    phases: dict[int, str]
+    """What is going on, in words for the buyer."""
+
     def tell(self, attempt: Attempt, *events: AttemptEvent, wait_s: float = 0.0) -> None:
         """Publish events."""
 
@@ -135,8 +138,13 @@ class Keeper:
     async def run(self) -> None:
         """Until it has ended."""
         access = await asyncio.to_thread(read_access, self._folder)
-        if not self._attempt.ready_told and not await self._ready(access):
-            return
+        if not self._attempt.ready_told:
+            self._around.phases[self.epoch] = "waiting until it answers"
+            try:
+                if not await self._ready(access):
+                    return
+            finally:
+                self._around.phases.pop(self.epoch, None)
         await asyncio.gather(self._tell_usage(), self._save_now_and_then(), self._notice_activity(access))
 
     def _runs(self) -> bool:

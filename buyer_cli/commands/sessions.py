@@ -203,7 +203,9 @@ def open_(caller: Caller, job: str, port: int) -> int:
                     caller.terminal.emit({"type": "ready", "job": job_id, "url": url})
                 else:
                     caller.terminal.data(url)
-                ended = await Follower(job_id, None, Following(client, api, caller.terminal, None, quiet=True)).follow()
+                seen = (await client.sync(job_ids=(job_id,))).jobs
+                wants = Following(client, api, caller.terminal, None, quiet=caller.as_json)
+                ended = await Follower(job_id, None, wants, seen=seen[0] if seen else None).follow()
             return await _tell_closed(caller, api, ended, fetched=False)
 
     try:
