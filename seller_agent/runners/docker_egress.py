@@ -185,8 +185,10 @@ def _judge(found: dict[str, Any]) -> str:
     if found["neighbour"]:
         return "jobs reach each other"
     if found["leaks"]:
-        return f"the way from jobs to {', '.join(found['leaks'])} is not closed"
-    return "" if found["open"] else "jobs do not reach the internet"
+        return f"jobs reach this machine itself at {', '.join(found['leaks'])}"
+    if not found["open"]:
+        return "jobs do not reach the internet"
+    return f"the way from jobs to {', '.join(found['unclosed'])} is not closed" if found["unclosed"] else ""
 
 
 def pause_image(machine: str) -> bytes:

@@ -86,9 +86,8 @@ def main() -> int:
     answer = {
         "works": works,
         "neighbour": found[beside_place] == "open",
-        "leaks": sorted(
-            {ip for ip, number in own if found[ip, number] == "open"} | {ip for ip, number in shut if found[ip, number] != "refused"}
-        ),
+        "leaks": sorted({ip for ip, number in own if found[ip, number] == "open"}),
+        "unclosed": sorted({ip for ip, number in shut if found[ip, number] != "refused"}),
         "open": any(found[place] == "open" for place in wanted),
     }
     print(json.dumps(answer))

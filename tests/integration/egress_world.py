@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 import structlog
 
+from seller_agent.runners import docker_firewall
 from seller_agent.runners.docker_runner import DockerRunner
 from seller_agent.runners.runner import RunnerError, RunSpec
 
@@ -97,6 +99,11 @@ async def _do(runner: DockerRunner, asked: dict[str, Any], told: list[str]) -> A
             return runner.egress_network()
         case "prove":
             await runner._prove(told.append)
+            return runner.egress_network()
+        case "probe":  # as if nobody could put the rules back
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(docker_firewall, "ensure", lambda networks: False)
+                await runner._prove(told.append)
             return runner.egress_network()
         case "told":
             return told
