@@ -277,6 +277,14 @@ def make(_: str, *folders: str) -> int:
     return 0
 
 
+def point(_: str, link_path: str, target: str) -> int:
+    """A link to a folder, in place of an earlier one."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(link_path)
+    os.symlink(target, link_path)
+    return 0
+
+
 def delete(_: str, *folders: str) -> int:
     """Take folders away; a job may have taken the rights to its own, which are given back first. Links are not followed."""
     for folder in folders:
@@ -308,6 +316,7 @@ ACTS: dict[str, Callable[..., int]] = {
     "reach": reach,
     "shell": shell,
     "make": make,
+    "point": point,
     "delete": delete,
     "names": names,
 }

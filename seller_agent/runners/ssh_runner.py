@@ -110,6 +110,7 @@ class SshRunner(ProcessRunner):
             if os.listdir(f"{spec.folder}/job"):
                 await upload_tree(access, Path(spec.folder, "job"), f"{folder}/job", done)
             for place in secrets:
+                await self._host.act("point", f"{folder}/secrets", place)  # the guard there takes them away at the end
                 await upload_tree(access, Path(spec.folder, "secrets").resolve(), place, done)
 
     async def start(self, spec: RunSpec) -> RunStatus:

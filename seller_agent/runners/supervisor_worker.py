@@ -358,6 +358,7 @@ class Supervisor:
 
     def finish(self, run: Run) -> None:
         del self.ending[run.name]
+        run.drop_secrets()
         if run.trim_output():
             run.record.setdefault("stop_reason", "output")
         if self.leaving:
@@ -381,6 +382,7 @@ class Supervisor:
         if immortal:
             complain(f"the kernel does not end processes {sorted(immortal)}")
         for run in lost:
+            run.drop_secrets()
             rebooted = run.record.get("boot_id", self.boot_id) != self.boot_id
             run.note(
                 state="exited",
