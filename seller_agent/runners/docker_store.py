@@ -26,7 +26,8 @@ from seller_agent.runners.runner import RunnerError
 log = structlog.get_logger("seller.images")
 
 PULL_TIMEOUT_S = 20 * 60
-CHECK_EVERY_MS = 10 * 60 * 1000
+CHECK_EVERY_MS = 30 * 60 * 1000
+"""A question counts as a pull with registries that allow only so many in some hours."""
 CHECK_TIMEOUT_S = 10.0
 AWAY_MS = 60_000
 """So long a registry that did not answer is not asked about images that are here."""
