@@ -90,17 +90,26 @@ class Reach:
             is_fresh = tunnel.silent_s < FRESH_S
             number = tunnel.open(target, end)
             end.join(tunnel, number, wait=not is_fresh)
-            if is_fresh:
+            if await self._lives(tunnel, end):
                 return
-            with suppress(TimeoutError):
-                await asyncio.wait_for(end.settled.wait(), SILENT_S)
+            if is_fresh:  # bytes may have left: who sent them must know that they went nowhere
+                tunnel.close("the node fell silent")
                 return
-            if tunnel.silent_s < SILENT_S:
-                return  # it lives; what is dialled takes its time
             end.leave()
             tunnel.reset(number, "")
             tunnel.close("the node fell silent")
         raise NodeSilent(why="it was met, but fell silent")
+
+    async def _lives(self, tunnel: Tunnel, end: SocketEnd) -> bool:
+        """Whether the other end is there: it opens the stream, or, asked for one, at least says a word."""
+        for _ in range(TRIES):
+            with suppress(TimeoutError):
+                await asyncio.wait_for(end.settled.wait(), SILENT_S / TRIES)
+                return True
+            if tunnel.silent_s < SILENT_S / TRIES:
+                return True  # it lives; what is dialled takes its time
+            tunnel.ping()
+        return False
 
     def spawn(self, work: Awaitable[None]) -> None:
         """Do this beside; it ends with `close`."""

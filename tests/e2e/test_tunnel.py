@@ -18,10 +18,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from e2e.docker_market import DockerMarket, docker_market, engine
 from e2e.market_env import COMMANDS, MarketEnv, Running, market, own_market
 from websockets.asyncio.client import connect
 
-__all__ = ["market", "own_market"]  # the fixtures
+__all__ = ["docker_market", "engine", "market", "own_market"]  # the fixtures
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -84,12 +85,36 @@ asyncio.run(main())
 """
 
 
+SERVES_PLAINLY = """
+import socket, threading
+
+def answer(connection):
+    path = connection.recv(65536).split(b" ")[1]
+    body = path * (200_000 if path == b"/large" else 1)
+    connection.sendall(b"HTTP/1.0 200 OK\\r\\nContent-Length: %d\\r\\n\\r\\n" % len(body) + body)
+    connection.close()
+
+def serve(listener):
+    while True:
+        connection, _ = listener.accept()
+        threading.Thread(target=answer, args=(connection,)).start()
+
+pages, at_socket = socket.create_server(("127.0.0.1", 0)), socket.socket(socket.AF_UNIX)
+at_socket.bind("app.sock")
+at_socket.listen()
+threading.Thread(target=serve, args=(at_socket,)).start()
+print("ports", pages.getsockname()[1], 0, flush=True)
+serve(pages)
+"""
+"""For a Python that has little more than sockets."""
+
+
 class Serving:
     """A job that serves pages and a WebSocket."""
 
-    def __init__(self, env: MarketEnv, name: str = "serves.py") -> None:
+    def __init__(self, env: MarketEnv, program: str = SERVES) -> None:
         self.env = env
-        self.id = env.submit(env.script(name, SERVES))
+        self.id = env.submit(env.script("serves.py", program))
         env.wait_for_job(self.id, "running")
         env.wait_until(lambda: "ports" in env.bazaar("logs", self.id).stdout, "the job says its ports")
         self.pages, self.sockets = (int(word) for word in env.bazaar("logs", self.id).stdout.split()[1:3])
@@ -106,7 +131,7 @@ class Serving:
 def serving(market: MarketEnv) -> Iterator[Serving]:
     made = Serving(market)
     yield made
-    market.bazaar("cancel", made.id, "--wait")
+    market.bazaar("cancel", made.id, "--wait", BAZAAR_WALLET="default")
 
 
 def fetch(port: int, path: str, data: bytes | None = None) -> bytes:
@@ -165,13 +190,6 @@ def test_what_is_no_port_and_what_does_not_run_is_refused_in_words(market: Marke
     waiting = market.submit("--max-price", "0.01", "--", "true")
     assert "does not run yet" in market.bazaar("forward", waiting, "80", code=101).stderr
     market.bazaar("cancel", waiting)
-
-
-def test_somebody_elses_job_is_refused(serving: Serving) -> None:
-    market = serving.env
-    market.bazaar("wallet", "new", "other")
-    told = market.bazaar("shell", serving.id, "--wallet", "other", "--", "true", code=None)
-    assert told.code in (3, 4), told
 
 
 # --- shells ---
@@ -253,9 +271,9 @@ def shells_of(job_id: str, word: str) -> list[int]:
     found = []
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
-            if entry.name.isdigit() and word.encode() in (entry / "cmdline").read_bytes():
-                if f"BAZAAR_JOB_ID={job_id}".encode() in (entry / "environ").read_bytes():
-                    found.append(int(entry.name))
+            called = (entry / "cmdline").read_bytes() if entry.name.isdigit() else b""
+            if word.encode() in called and f"BAZAAR_JOB_ID={job_id}".encode() in (entry / "environ").read_bytes():
+                found.append(int(entry.name))
     return found
 
 
@@ -269,6 +287,37 @@ def test_what_a_dropped_shell_ran_is_ended(serving: Serving) -> None:
     env.wait_until(lambda: not shells_of(serving.id, "432"), "nothing of the shell is left")
 
 
+# --- others ---
+
+
+def test_somebody_elses_job_is_refused(serving: Serving) -> None:
+    market = serving.env
+    market.bazaar("wallet", "new", "other")
+    told = market.bazaar("shell", serving.id, "--wallet", "other", "--", "true", code=None)
+    assert told.code in (3, 4), told
+
+
+# --- containers ---
+
+
+def test_a_container_without_a_network_is_reached_all_the_same(docker_market: DockerMarket) -> None:
+    serving = Serving(docker_market, SERVES_PLAINLY)
+    forward, [port, at_socket] = serving.forwarded(serving.pages, "unix:app.sock")
+    assert b"/hello" == fetch(port, "/hello")
+    assert b"/large" * 200_000 == fetch(port, "/large")
+    assert b"/by-socket" == fetch(at_socket, "/by-socket")
+    person = Typist(docker_market, "shell", serving.id)
+    person.types("busybox stty size; pwd; echo job=$BAZAAR_JOB_ID\n")
+    person.sees(lambda text: "30 100" in text and "/job" in text and f"job={serving.id}" in text)
+    person.resize(77, 21)
+    person.types("busybox stty size\n")
+    person.sees(lambda text: "21 77" in text)
+    person.types("exit 4\n")
+    assert 4 == person.leaves()
+    docker_market.bazaar("cancel", serving.id, "--wait")
+    assert 103 == forward.ended()
+
+
 # --- ends ---
 
 
@@ -277,7 +326,7 @@ def test_the_end_of_a_job_cuts_what_leads_into_it_and_an_agents_restart_does_not
     serving = Serving(env)
     forward, [port] = serving.forwarded(serving.pages)
     assert b"/before" == fetch(port, "/before")
-    env.kill("seller") if "seller" in env.pids() else env.kill(next(name for name in env.pids() if "seller" in name))
+    env.kill(next(name for name in env.pids() if "seller" in name))
     env.wait_until(lambda: _answers(port), "the port answers again", 40)
     env.kill("broker")
     env.wait_until(lambda: _answers(port), "the port answers again after the broker's end", 40)
