@@ -40,7 +40,7 @@ async def open_door(caller: Caller, client: MarketClient, job_id: str, *, port: 
     try:
         door = await ask_session(await met(job_id, reach.tunnel()), job_id)
         if not door.place:
-            why = f"A {door.kind} serves none by itself."
+            why = f"A {render.text(door.kind)} serves none by itself."
             raise Complaint("no_pages", f"{job_id} has no pages.", why, f"bazaar shell {job_id}, or bazaar forward {job_id} PORT")
         try:
             async with opened(reach, door.place, port, lambda why: caller.terminal.note(render.text(why))) as bound:
@@ -59,16 +59,23 @@ async def ask_session(tunnel: Tunnel, job_id: str) -> SessionDoor:
             data = await answer.whole()
     except TimeoutError:
         raise BazaarError("The session's node does not answer.", hint="try again") from None
+    door = read_door(data)
+    if door is None:
+        why = render.text(answer.reason) or "What its node says of it cannot be meant."
+        raise Complaint("no_session", f"{job_id} cannot be opened.", why, f"bazaar show {job_id}")
+    return door
+
+
+def read_door(data: bytes) -> SessionDoor | None:
+    """What a node said, when an address of this machine can be made of it; a node may say anything."""
     try:
         door = msgspec.json.decode(data, type=SessionDoor)
     except (msgspec.MsgspecError, ValueError):
-        why = render.text(answer.reason) or "What it says of itself cannot be read."
-        raise Complaint("no_session", f"{job_id} cannot be opened.", why, f"bazaar show {job_id}") from None
-    is_path = door.path == quote(door.path) and door.path.startswith("/" if door.place else "")
-    plain = is_path and set(door.token) <= TOKEN_LETTERS and (not door.place or is_place(door.place))
-    if not plain:
-        raise Complaint("no_session", f"{job_id} cannot be opened.", "What its node says of it is not sane.", f"bazaar close {job_id}")
-    return door
+        return None
+    if not door.place:
+        return door
+    is_sane = is_place(door.place) and door.path.startswith("/") and door.path == quote(door.path) and set(door.token) <= TOKEN_LETTERS
+    return door if is_sane else None
 
 
 class _Answer:
