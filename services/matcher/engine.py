@@ -23,7 +23,7 @@ from services.matcher.frontier import Frontier
 from services.matcher.limits import limits_money
 from services.matcher.node_index import Bucket, NodeIndex
 from services.matcher.ordered import Tally
-from services.matcher.places import BusyRank, best_of, cheapest, least_busy
+from services.matcher.places import best_of, cheapest
 from services.matcher.policies import SEQ_MASK, Rank, order_key, orders_otherwise, row_of
 from services.matcher.price_index import ANY_PRICE, NEVER
 from services.matcher.shapes import Placed, Shape, ShapeKey, ShapeTable, cap_of, fit, keys_of, make_known
@@ -103,16 +103,14 @@ class Engine:
 
     def _match(self, job_id: JobId) -> Match:
         """The match of a job that is known to fit some node."""
-        price = self.market.jobs[job_id].max_price_uusd_per_gpu_hour
-        most = ANY_PRICE if price is None else price
-
-        def look(shape: Shape) -> BusyRank | None:
-            if self._row.by_backlog:
-                return least_busy(self._nodes, shape, self._scene, most)
-            best = self._best_place(shape)
-            return None if best is None or best[0] > most else (0, best)
-
-        (_, _, variant, best), shape = best_of(self._table.placed[job_id], look)
+        placed, variant = self._table.placed[job_id], 0
+        shape = placed.shapes[0]
+        best = self._best_place(shape)
+        if len(placed.shapes) > 1 or self._row.by_backlog:
+            price = self.market.jobs[job_id].max_price_uusd_per_gpu_hour
+            most = ANY_PRICE if price is None else price
+            (_, _, variant, best), shape = best_of(placed, self._nodes, self._scene, most, by_backlog=self._row.by_backlog)
+        assert best is not None, job_id
         node = self.market.nodes[best[3]]
         cards = choose_cards(node, shape.ask.requirements)
         assert cards is not None, (job_id, best)
@@ -156,7 +154,7 @@ class Engine:
         if now_ms != self._scene.now_ms:
             self._scene = Scene(self.market, now_ms, self._suspects)
             self._look_again()
-        for name in self._timers.due(now_ms):
+        for name in self._timers.due(now_ms) if self._timers.is_due(now_ms) else ():
             is_party = name in self._table.purses
             (self._touched_parties if is_party else self._touched_nodes if name in self.market.nodes else self._touched_jobs)[name] = None
         self._seen = (None, None)
@@ -295,12 +293,13 @@ class Engine:
         """One shape for each sort of node that may take it and each of its buyer's choices; and which choice each shape is."""
         known, asked = self._table.shapes, job.submitted
         of: dict[Shape, int] = {}
-        for variant, requirements in enumerate((asked.requirements, *asked.variants)):
+        for variant, requirements in enumerate((asked.requirements, *asked.variants) if asked.variants else (asked.requirements,)):
             keys = keys_of(job, requirements, self.market, avoid, private=job.buyer in self._known, ending=self._ending_until_ms > 0)
+            if len(keys) == 1 and not asked.variants:
+                return (known.get(keys[0]) or self._shape(keys[0], requirements)).alone, FIRST
             for key in keys:
                 of.setdefault(known.get(key) or self._shape(key, requirements), variant)
-        shapes = tuple(of)
-        return (shapes[0].alone, FIRST) if len(of) == 1 else (shapes, tuple(of.values()))
+        return tuple(of), tuple(of.values())
 
     def _shape(self, key: ShapeKey, requirements: Requirements) -> Shape:
         """A new shape, made known to every bucket that it fits."""

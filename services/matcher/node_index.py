@@ -219,10 +219,10 @@ class NodeIndex:
         if row is None:
             row = self.rows[node_id] = Row()
         node = market.nodes.get(node_id)
-        leaves_ms, back_ms, _ = node.maintenance if node is not None and node.maintenance is not None else (FOR_EVER_MS, 0, "")
-        if back_ms <= now_ms:
-            leaves_ms = FOR_EVER_MS
-        row.changes_ms = 0 if leaves_ms == FOR_EVER_MS else leaves_ms if now_ms < leaves_ms else back_ms
+        leaves_ms, row.changes_ms = FOR_EVER_MS, 0
+        if node is not None and node.maintenance is not None and now_ms < node.maintenance[1]:
+            leaves_ms, back_ms, _ = node.maintenance
+            row.changes_ms = leaves_ms if now_ms < leaves_ms else back_ms
         if node is None or node.state is not NodeState.OFFERED or node_id in suspects or leaves_ms <= now_ms:
             self._leave(row)
             return False

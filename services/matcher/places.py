@@ -6,7 +6,6 @@ that spreads work, the node with the least work left among those that a certain 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from operator import itemgetter
 
 from services.matcher.feasibility import Scene, obstacle
@@ -56,11 +55,15 @@ def least_busy(index: NodeIndex, shape: Shape, scene: Scene, most_uusd: int) -> 
     return best
 
 
-def best_of(placed: Placed, look: Callable[[Shape], BusyRank | None]) -> tuple[Place, Shape]:
-    """The best place of a job that has one, over all shapes in which it lies. `look` finds the best place of a shape for this job."""
+def best_of(placed: Placed, index: NodeIndex, scene: Scene, most_uusd: int, *, by_backlog: bool) -> tuple[Place, Shape]:
+    """The best place of a job that has one and pays so much, over all shapes in which it lies."""
     found = []
     for shape, variant in zip(placed.shapes, placed.variants, strict=True):
-        best = look(shape)
+        if by_backlog:
+            best = least_busy(index, shape, scene, most_uusd)
+        else:
+            there = cheapest(index, shape, scene)
+            best = None if there is None or there[0] > most_uusd else (0, there)
         if best is not None:
             found.append((place(best[0], shape.ask.requirements.num_gpus, variant, best[1]), shape))
     return min(found, key=itemgetter(0))

@@ -22,6 +22,10 @@ class Timers:
             self._due[name] = due_ms
             heapq.heappush(self._heap, (due_ms, name))
 
+    def is_due(self, now_ms: int) -> bool:
+        """Whether any time has come."""
+        return bool(self._heap) and self._heap[0][0] <= now_ms
+
     def due(self, now_ms: int) -> Iterator[str]:
         """The names whose time has come; each is given once at least."""
         heap = self._heap
