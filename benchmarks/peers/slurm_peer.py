@@ -1,0 +1,176 @@
+"""Slurm under the same no-op jobs: its own daemons in an empty folder, tuned for latency, ended afterwards. Figures as JSON. Needs root.
+
+Its start is that of `sbatch`, the way in for batch jobs. A full queue is made while the node is down for maintenance.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+CONFIG = """
+ClusterName=bench
+SlurmctldHost={host}(127.0.0.1)
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket
+SlurmUser=root
+SlurmdUser=root
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+SlurmctldPort={port}
+SlurmdPort={port2}
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+MpiDefault=none
+ReturnToService=2
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+SchedulerParameters=batch_sched_delay=0,default_queue_depth=10000,sched_min_interval=1000
+SlurmdParameters=config_overrides
+MaxJobCount=200000
+JobCompType=jobcomp/none
+NodeName={host} NodeAddr=127.0.0.1 CPUs={slots} RealMemory=1000 State=UNKNOWN
+PartitionName=bench Nodes={host} Default=YES MaxTime=INFINITE State=UP
+"""
+
+
+def free_port() -> int:
+    """A port that nobody has."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+class Slurm:
+    """One controller and one node."""
+
+    def __init__(self, folder: Path, slots: int) -> None:
+        self.folder = folder
+        self.host = socket.gethostname().split(".")[0]
+        for name in ("state", "spool"):
+            (folder / name).mkdir()
+        config = CONFIG.format(host=self.host, folder=folder, port=free_port(), port2=free_port(), slots=slots)
+        (folder / "slurm.conf").write_text(config)
+        (folder / "munge.key").write_bytes(os.urandom(128))
+        (folder / "munge.key").chmod(0o400)
+        self.environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf")}
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def run(self, *command: str) -> str:
+        """A command of Slurm's."""
+        done = subprocess.run(command, env=self.environment, cwd=self.folder, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"{command}: {done.stderr}")
+        return done.stdout
+
+    def daemon(self, *command: str) -> subprocess.Popen[bytes]:
+        """One of its daemons."""
+        process = subprocess.Popen(command, env=self.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.processes.append(process)
+        return process
+
+    def controller(self) -> float:
+        """Start the controller; seconds until it answers."""
+        began = time.perf_counter()
+        self.daemon("slurmctld", "-D", "-i")
+        while subprocess.run(["scontrol", "ping"], env=self.environment, capture_output=True, text=True).stdout.find("is UP") < 0:
+            time.sleep(0.01)
+        return time.perf_counter() - began
+
+    def until_idle(self) -> None:
+        """Until nothing is queued or runs."""
+        while self.run("squeue", "-h", "-o", "%i").strip():
+            time.sleep(0.05)
+
+
+@contextmanager
+def opened(slots: int) -> Iterator[Slurm]:
+    """Slurm with so many slots."""
+    folder = Path(tempfile.mkdtemp(prefix="bench-slurm-"))
+    folder.chmod(0o755)
+    slurm = Slurm(folder, slots)
+    try:
+        munge = [f"--{name}-file={folder}/munge.{name}" for name in ("key", "log", "pid", "seed")]
+        slurm.daemon("munged", "-F", "--force", f"--socket={folder}/munge.socket", *munge)
+        while not (folder / "munge.socket").exists():
+            time.sleep(0.02)
+        slurm.controller()
+        slurm.daemon("slurmd", "-D", "-N", slurm.host)
+        while "idle" not in slurm.run("sinfo", "-h", "-o", "%t"):
+            time.sleep(0.1)
+        yield slurm
+    finally:
+        for process in reversed(slurm.processes):
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def start(count: int) -> list[float]:
+    """Milliseconds from the call of sbatch to the job's own clock."""
+    with opened(8) as slurm:
+        delays = []
+        for number in range(count):
+            path = slurm.folder / f"out{number}"
+            began_ns = time.time_ns()
+            slurm.run("sbatch", "-o", str(path), "--wrap", "date +%s%N")
+            while not (path.exists() and path.stat().st_size >= 19):
+                time.sleep(0.001)
+            delays.append((int(path.read_text()) - began_ns) / 1e6)
+        slurm.until_idle()
+        time.sleep(1)  # what watches over a job ends a moment after it
+        return delays
+
+
+def drain(count: int, slots: int) -> float:
+    """Seconds to empty a queue that was full when the node came back."""
+    with opened(slots) as slurm:
+        slurm.run("scontrol", "update", f"NodeName={slurm.host}", "State=DRAIN", "Reason=bench")
+        for _ in range(count):
+            slurm.run("sbatch", "-o", "/dev/null", "--wrap", "true")
+        began = time.perf_counter()
+        slurm.run("scontrol", "update", f"NodeName={slurm.host}", "State=RESUME")
+        slurm.until_idle()
+        took_s = time.perf_counter() - began
+        time.sleep(1)
+        return took_s
+
+
+def submit(count: int) -> dict[str, float]:
+    """Calls of sbatch a second, memory a held job, and seconds for a restart with all of them queued."""
+    with opened(8) as slurm:
+        controller = slurm.processes[1]
+        before, began = resident_bytes(controller.pid), time.perf_counter()
+        for _ in range(count):
+            slurm.run("sbatch", "-H", "-o", "/dev/null", "--wrap", "true")
+        took_s = time.perf_counter() - began
+        grown = resident_bytes(controller.pid) - before
+        controller.terminate()
+        controller.wait()
+        return {"per_s": count / took_s, "bytes": grown / count, "restart_s": slurm.controller()}
+
+
+def resident_bytes(pid: int) -> int:
+    """Memory of a process."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1]) * 1024
+
+
+if __name__ == "__main__":
+    print(json.dumps({"start": start, "drain": drain, "submit": submit}[sys.argv[1]](*map(int, sys.argv[2:]))))
