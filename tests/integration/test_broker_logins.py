@@ -127,7 +127,7 @@ async def test_a_guest_may_say_hello_and_nothing_else(world: World) -> None:
     assert [] == await ear.silence()
 
 
-async def test_a_wallet_has_eight_connections_and_no_more(world: World) -> None:
+async def test_a_wallet_has_so_many_connections_and_no_more(world: World) -> None:
     session = a_session(1)
     attempts = await asyncio.gather(*(world.connect(login(session), f"connection {n}") for n in range(36)), return_exceptions=True)
     let_in = [attempt for attempt in attempts if isinstance(attempt, Connection)]
@@ -156,7 +156,7 @@ async def test_connections_are_counted_although_the_callout_began_anew(world: Wo
     for connection in world.callout:
         await connection.close()
     await world.start_callout()
-    await world.connect(login(session), "the eighth")
+    await world.connect(login(session), "the last")
     await refused(world, login(session))
 
 
