@@ -110,6 +110,8 @@ class SshBench(Bench):
         await eventually(lambda: not supervisors(self.there), "the idle supervisor ends")
         assert set() == proc.leftovers(str(self.there), {})
         assert [".supervisor"] == os.listdir(self.there)
+        with contextlib.suppress(FileNotFoundError):
+            os.rmdir(f"/dev/shm/gpubazaar-{os.geteuid()}/{self.root.name}")  # no secret is left either
 
 
 async def opened_bench(root: Path, world: SshWorld) -> AsyncIterator[SshBench]:
