@@ -100,7 +100,9 @@ class _Stay:
         self._port = port
         self._sent = ""
         self._known = False
-        self._ready = asyncio.Event()
+        self._moved = asyncio.Event()
+        self._open_epoch = 0
+        """Of the attempt that may be connected to; 0: none."""
 
     def until_its_end(self) -> int:
         """The exit code. Ctrl-C stops looking, never the session."""
@@ -126,27 +128,35 @@ class _Stay:
         self._sent = job_id
 
     async def _stay(self, client: MarketClient, api: Api, entry: Submitted) -> SyncJob:
-        job_id = entry.order.job_id
+        """The session as it ended; meanwhile its address is kept, a new one for every attempt."""
         wants = Following(client, api, self._caller.terminal, None, looked=self._looked)
-        following = asyncio.create_task(Follower(job_id, entry.order, wants).follow())
-        ready = asyncio.create_task(self._ready.wait())
-        async with AsyncExitStack() as doors:
-            try:
-                await asyncio.wait([following, ready], return_when=asyncio.FIRST_COMPLETED)
-                if not following.done():
-                    try:
+        following = asyncio.create_task(Follower(entry.order.job_id, entry.order, wants).follow())
+        try:
+            while not following.done():
+                await self._until_moved(following)
+                self._moved.clear()
+                async with AsyncExitStack() as doors:
+                    if self._open_epoch and not following.done():
                         await self._say_ready(client, entry, doors)
-                    except (BazaarError, Complaint):
-                        self._say_how_to_go_on()  # it runs and costs, whether we reach it or not
-                        raise
-                return await following
-            finally:
-                for task in (following, ready):
-                    task.cancel()
+                        await self._until_moved(following)
+            return await following
+        except (BazaarError, Complaint):
+            if not following.done():
+                self._say_how_to_go_on()  # it runs and costs, whether we reach it or not
+            raise
+        finally:
+            following.cancel()
+
+    async def _until_moved(self, following: asyncio.Task[SyncJob]) -> None:
+        moved = asyncio.create_task(self._moved.wait())
+        await asyncio.wait([following, moved], return_when=asyncio.FIRST_COMPLETED)
+        moved.cancel()
 
     def _looked(self, job: SyncJob) -> None:
-        if job.ready:
-            self._ready.set()
+        epoch = job.epoch if job.ready and job.state == "running" else 0
+        if epoch != self._open_epoch:
+            self._open_epoch = epoch
+            self._moved.set()
 
     async def _say_ready(self, client: MarketClient, entry: Submitted, doors: AsyncExitStack) -> None:
         terminal, job_id = self._caller.terminal, entry.order.job_id
