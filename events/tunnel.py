@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
 
-from events import subjects, tunnel_keys, tunnel_mux
+from events import subjects, tunnel_events, tunnel_keys
 from events.connection import Connection
 from events.errors import BazaarError, MarketUnreachable, Refused
 from events.nats_client import Message, Subscription
@@ -211,35 +211,35 @@ class Tunnel:
             self._act(event)
         self._soon()
 
-    def _act(self, event: tunnel_mux.Event) -> None:
+    def _act(self, event: tunnel_events.Event) -> None:
         match event:
-            case tunnel_mux.Asked(number, target):
+            case tunnel_events.Asked(number, target):
                 self.streams_opened += 1
                 self._ends[number] = _Early()
                 assert self._asked is not None
                 self._asked(self, number, target)
                 return
-            case tunnel_mux.Ended(reason):
+            case tunnel_events.Ended(reason):
                 self._over(reason)
                 return
         end = self._ends.get(event.stream)
         if end is None:
             return
         match event:
-            case tunnel_mux.Data(_, data):
+            case tunnel_events.Data(_, data):
                 self.bytes_received += len(data)
                 end.data(data)
-            case tunnel_mux.Granted():
+            case tunnel_events.Granted():
                 end.granted()
-            case tunnel_mux.Opened():
+            case tunnel_events.Opened():
                 end.opened()
-            case tunnel_mux.Eof():
+            case tunnel_events.Eof():
                 end.eof()
-            case tunnel_mux.Resized(_, columns, rows):
+            case tunnel_events.Resized(_, columns, rows):
                 end.resized(columns, rows)
-            case tunnel_mux.Exited(_, code):
+            case tunnel_events.Exited(_, code):
                 end.exited(code)
-            case tunnel_mux.Reset(number, reason):
+            case tunnel_events.Reset(number, reason):
                 del self._ends[number]
                 end.over(reason)
 

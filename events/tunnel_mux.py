@@ -7,8 +7,7 @@ has its own credit each way, so a slow reader holds up nobody else, and neither 
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
+from events.tunnel_events import Asked, Data, Ended, Eof, Event, Exited, Granted, Opened, Reset, Resized
 from events.tunnel_frames import (
     CHUNK_MAX,
     EARLY_WINDOW,
@@ -35,69 +34,6 @@ from events.tunnel_keys import Keys, Sealer, Unsealer
 
 MISSED_MAX = 3
 """So many ticks in a row without a word, and the other end is taken for gone."""
-
-
-class Asked(NamedTuple):
-    """The buyer wants a stream; to be answered by `accept` or `reset`."""
-
-    stream: int
-    target: Target
-
-
-class Opened(NamedTuple):
-    """The node has connected it."""
-
-    stream: int
-
-
-class Data(NamedTuple):
-    """Bytes arrived; `consumed` gives the credit back."""
-
-    stream: int
-    data: memoryview
-
-
-class Granted(NamedTuple):
-    """More may be sent."""
-
-    stream: int
-
-
-class Eof(NamedTuple):
-    """The other side of the stream will send no more."""
-
-    stream: int
-
-
-class Reset(NamedTuple):
-    """The stream is over."""
-
-    stream: int
-    reason: str
-
-
-class Resized(NamedTuple):
-    """The terminal's window has another size."""
-
-    stream: int
-    columns: int
-    rows: int
-
-
-class Exited(NamedTuple):
-    """The terminal's program has ended."""
-
-    stream: int
-    code: int
-
-
-class Ended(NamedTuple):
-    """The other end says goodbye."""
-
-    reason: str
-
-
-Event = Asked | Opened | Data | Granted | Eof | Reset | Resized | Exited | Ended
 
 
 class _Stream:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from events import tunnel_mux
+from events import tunnel_events
 from events.tunnel_frames import STREAMS_MAX, WINDOW, Broken, Target
 from events.tunnel_keys import AES, CHACHA, Keys, ciphers_here
 from events.tunnel_mux import Mux
@@ -51,15 +51,15 @@ class Side:
     def hear(self, message: bytes, answers: list[int]) -> None:
         for event in self.mux.receive(message):
             match event:
-                case tunnel_mux.Asked(number, _):
+                case tunnel_events.Asked(number, _):
                     self.begin(number, answers[number % len(answers)])
                     self.mux.accept(number)
-                case tunnel_mux.Data(number, data):
+                case tunnel_events.Data(number, data):
                     assert pattern(number, not self.opens, self.got[number], len(data)) == bytes(data)
                     self.got[number] += len(data)
                     self.held[number] += len(data)
                     assert self.held[number] <= WINDOW, "more is held than was granted"
-                case tunnel_mux.Eof(number):
+                case tunnel_events.Eof(number):
                     assert number not in self.got_eof
                     self.got_eof.add(number)
 
@@ -161,7 +161,7 @@ def test_a_message_that_is_lost_repeated_swapped_or_changed_ends_the_session_and
     got = b""
     with pytest.raises(Broken) as broken:
         for message in messages:
-            got += b"".join(bytes(event.data) for event in second.receive(message) if isinstance(event, tunnel_mux.Data))
+            got += b"".join(bytes(event.data) for event in second.receive(message) if isinstance(event, tunnel_events.Data))
     assert str(broken.value)
     assert (data * 6).startswith(got) and len(got) < len(data * 6)
     assert [] == second.receive(first.outgoing()[0] if first.outgoing() else messages[0]), "what comes after is not heard"

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from events import tunnel_frames, tunnel_keys, tunnel_mux
+from events import tunnel_events, tunnel_frames, tunnel_keys
 from events.session import Session, make_session
 from events.tunnel_frames import CHUNK_MAX, EARLY_WINDOW, SIZE, STREAMS_MAX, U32, WINDOW, Broken, Kind, Target, encode_target, header
 from events.tunnel_keys import Facts, Identity, Keys, NotMet, Sealer, Signed
@@ -137,11 +137,11 @@ class Hostile:
         self.mux = Mux(Keys(A, B), opens=not node)
         self._sealer = Sealer(B)
 
-    def says(self, *records: tuple[Kind, int, bytes]) -> list[tunnel_mux.Event]:
+    def says(self, *records: tuple[Kind, int, bytes]) -> list[tunnel_events.Event]:
         plain = b"".join(header(kind, stream, len(content)) + content for kind, stream, content in records)
         return self.mux.receive(self._sealer.seal(plain))
 
-    def seals(self, plain: bytes) -> list[tunnel_mux.Event]:
+    def seals(self, plain: bytes) -> list[tunnel_events.Event]:
         return self.mux.receive(self._sealer.seal(plain))
 
 
@@ -224,7 +224,7 @@ def test_reasons_are_made_harmless() -> None:
     hostile = Hostile(node=True)
     hostile.says((Kind.OPEN, 1, OPEN))
     [event] = hostile.says((Kind.RESET, 1, b"bad\x1b]0;title\x07\xff"))
-    assert isinstance(event, tunnel_mux.Reset)
+    assert isinstance(event, tunnel_events.Reset)
     assert event.reason.isprintable()
 
 
@@ -257,7 +257,7 @@ def test_a_goodbye_ends_both_ends_with_its_reason() -> None:
     first, second = Mux(Keys(A, B), opens=True), Mux(Keys(B, A), opens=False)
     first.bye("enough")
     [message] = first.outgoing()
-    assert [tunnel_mux.Ended("enough")] == second.receive(message)
+    assert [tunnel_events.Ended("enough")] == second.receive(message)
     assert ("enough", "enough") == (first.ended, second.ended)
 
 
@@ -272,7 +272,7 @@ def test_what_is_under_way_when_a_stream_is_reset_is_passed_over() -> None:
     second.reset(number, "no more")
     assert [] == second.receive(late)
     [message] = second.outgoing()
-    assert [tunnel_mux.Opened(number), tunnel_mux.Reset(number, "no more")] == first.receive(message)
+    assert [tunnel_events.Opened(number), tunnel_events.Reset(number, "no more")] == first.receive(message)
     for message in first.outgoing():
         assert [] == second.receive(message)
     assert 0 == first.streams == second.streams
