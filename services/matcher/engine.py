@@ -213,11 +213,10 @@ class Engine:
         for shape in self._table.purses.get(name, ()):
             self._limit(shape)
         for unit, rank in self._units.misplaced(name):
-            self._table.move(unit, rank)
-            self._look_again()
-            for shape in unit.shapes:
+            for shape in self._table.move(unit, rank):
                 if shape.bound is not None:
                     self._frontier.push(shape, unit.low)
+            self._look_again()
 
     def _limit(self, shape: Shape) -> None:
         """Find out what limits allow jobs of this shape now; more of it is a reason to look for nodes."""

@@ -216,15 +216,16 @@ class ShapeTable:
             elif unit is not None and not jobs.take(unit, key):
                 del unit.shapes[shape]
 
-    def move(self, unit: Unit, rank: int) -> None:
-        """Give all jobs of a party another place in the order."""
-        indexes = [shape.jobs for shape in unit.shapes if isinstance(shape.jobs, ShareIndex)]
-        for jobs in indexes:
-            jobs.leave(unit)
-        unit.rank = rank
-        for jobs in indexes:
-            jobs.enter(unit)
-        self.tally.touched += len(indexes)
+    def move(self, unit: Unit, rank: int) -> list[Shape]:
+        """Give all jobs of a party another place in the order; the shapes in which they stand earlier than they did."""
+        before, unit.rank = unit.rank, rank
+        if rank > before:
+            return []
+        self.tally.touched += len(unit.shapes)
+        for shape in unit.shapes:
+            if isinstance(shape.jobs, ShareIndex):
+                shape.jobs.moved_ahead(unit)
+        return list(unit.shapes)
 
     def is_crowded(self) -> bool:
         """Whether there are twice as many shapes as the last sweep left, so that each new one pays for sweeping a few."""

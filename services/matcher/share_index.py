@@ -1,7 +1,7 @@
 """Queued jobs of one shape when whole wallets move: parties in their order, and each party's jobs in theirs. Pure data.
 
-Under a policy by shares a match moves every job of a wallet at once. Here that moves one row for each shape that the wallet has jobs in,
-however many jobs these are.
+Under a policy by shares a match moves every job of a wallet at once, mostly to later. Here a party's jobs in a shape are one row, however
+many they are; a row that belongs later stays where it is until somebody comes upon it.
 """
 
 from __future__ import annotations
@@ -35,11 +35,14 @@ class Unit:
 class _Part:
     """A party's jobs in one shape, by their place in the ledger."""
 
-    __slots__ = ("jobs", "most")
+    __slots__ = ("jobs", "key", "most", "unit")
 
-    def __init__(self, tally: Tally) -> None:
+    def __init__(self, tally: Tally, unit: Unit, price: int) -> None:
         self.jobs = PriceIndex(tally)
-        self.most = 0
+        self.unit = unit
+        self.key = unit.low
+        """Where its row stands: where the party belongs, or earlier."""
+        self.most = price
         """The most that any of them pays: the amount of the party's row."""
 
 
@@ -67,11 +70,10 @@ class ShareIndex:
         """A job of this party."""
         part = self._of_unit.get(unit)
         if part is None:
-            part = self._of_unit[unit] = _Part(self._tally)
-            part.most = price
-            self._outer.add(unit.low, price, part)
+            part = self._of_unit[unit] = _Part(self._tally, unit, price)
+            self._outer.add(part.key, price, part)
         elif price > part.most:
-            self._pays(unit, part, price)
+            self._put_row(part, price)
         part.jobs.add(seq, price, job_id)
         self.size += 1
 
@@ -82,33 +84,36 @@ class ShareIndex:
         self.size -= 1
         if not part.jobs.size:
             del self._of_unit[unit]
-            self._outer.remove(unit.low)
+            self._outer.remove(part.key)
             return False
         most = part.jobs.most(part.jobs.root.amounts)
         if most < part.most:
-            self._pays(unit, part, most)
+            self._put_row(part, most)
         return True
 
-    def _pays(self, unit: Unit, part: _Part, most: int) -> None:
-        self._outer.remove(unit.low)
-        part.most = most
-        self._outer.add(unit.low, most, part)
+    def _put_row(self, part: _Part, most: int) -> None:
+        """Put a party's row where it belongs."""
+        self._tally.touched += 1
+        self._outer.remove(part.key)
+        part.key, part.most = part.unit.low, most
+        self._outer.add(part.key, most, part)
 
-    def leave(self, unit: Unit) -> None:
-        """The party is about to move."""
-        self._outer.remove(unit.low)
-
-    def enter(self, unit: Unit) -> None:
-        """The party has moved."""
+    def moved_ahead(self, unit: Unit) -> None:
+        """The party belongs earlier than it did: see that its row does not stand too late."""
         part = self._of_unit[unit]
-        self._outer.add(unit.low, part.most, part)
+        if part.key > unit.low:
+            self._put_row(part, part.most)
 
     def first(self, price: int, before: int = NEVER) -> tuple[int, JobId] | None:
         """The first job that pays this price, if its key is below `before`: its key and id."""
-        found: tuple[int, Any] | None = self._outer.first(price, before)
-        if found is None:
-            return None
-        low, part = found
+        while True:
+            found: tuple[int, Any] | None = self._outer.first(price, before)
+            if found is None:
+                return None
+            low, part = found
+            if low == part.unit.low:
+                break
+            self._put_row(part, part.most)
         inner = part.jobs.first(price)
         assert inner is not None, "the party's row says that one of its jobs pays this"
         key = low | inner[0]

@@ -117,11 +117,9 @@ def test_jobs_of_parties_that_move_are_found_in_their_order(steps: list[tuple[in
             assert (who in {one for one, _ in rows}) == index.take(unit, seq)
         elif verb == 1:
             ranks.append(max(ranks) + 1 if price % 2 else min(ranks) - 1)
-            if who in has:
-                index.leave(unit)
             unit.rank = ranks[-1]
-            if who in has:
-                index.enter(unit)
+            if who in has and price % 2 == 0:
+                index.moved_ahead(unit)
         elif (who, seq) not in rows:
             rows[who, seq] = price
             index.put(unit, seq, price, f"{who}.{seq}")
