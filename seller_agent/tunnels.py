@@ -33,6 +33,8 @@ SESSIONS_MAX = 8
 """Of one job at once."""
 LISTENED_MAX = 400
 """Attempts that are listened for at once: a connection has 512 subscriptions."""
+TASKS_MAX = 4096
+"""Streams and openings in hand, of all jobs; an opening beyond is not heard, and said again."""
 LOOK_S = 0.2
 RETRY_S = 2.0
 DIAL_MAX_S = 15.0
@@ -79,6 +81,7 @@ class Tunnels:
         self._attempts = attempts
         self._look_s = look_s
         self._connection: Connection | None = None
+        self._acting: Session | None = None
         self._doors: dict[int, _Door] = {}
         self._streams: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
@@ -99,6 +102,7 @@ class Tunnels:
 
     async def _look(self) -> None:
         """Listen for what runs, cut what does not."""
+        self._keep_login()
         for epoch, door in list(self._doors.items()):
             if not is_live(self._attempts.get(epoch)):
                 await self._shut(epoch, door, "the job has ended")
@@ -123,12 +127,16 @@ class Tunnels:
         door.subscription = await connection.subscribe(opening, lambda message: self._knocked(door, message))
 
     async def _connected(self) -> Connection:
-        session = self._session()
-        identity = WalletKey(session.seed, session.token, session.wallet)
         if self._connection is None:
-            self._connection = await Connection(self._url, identity, "tunnels", bulk=True).open()
-        self._connection.identity = identity
+            self._acting = self._session()
+            self._connection = await Connection(self._url, _login(self._acting), "tunnels", bulk=True).open()
         return self._connection
+
+    def _keep_login(self) -> None:
+        """A connection that breaks comes back with the session key of that day."""
+        session = self._session()
+        if self._connection is not None and session is not self._acting:
+            self._acting, self._connection.identity = session, _login(session)
 
     async def _shut(self, epoch: int, door: _Door, reason: str) -> None:
         self._doors.pop(epoch, None)
@@ -151,15 +159,19 @@ class Tunnels:
     # ---- letting in
 
     def _knocked(self, door: _Door, message: Message) -> None:
-        self._spawn(self._meet(door, message.data))
+        if len(self._streams) < TASKS_MAX:
+            self._spawn(self._meet(door, message.data))
 
     async def _meet(self, door: _Door, data: bytes) -> None:
         """Answer a hello; one that comes again gets the same answer."""
         connection, facts = self._connection, door.facts
         if connection is None or self._doors.get(facts.epoch) is not door:
             return
+        session = self._session()
+        identity = Identity(session.signing_key, session.signed)
         try:
             said = tunnel_keys.read_hello(data, facts, now_ms=int(time.time() * 1000))
+            answer, keys = tunnel_keys.welcome(data, said, identity, ephemeral_secret=secrets.token_bytes(32))
         except NotMet as error:
             log.warning("an opening was refused", job=facts.job_id, reason=error.reason, why=str(error))
             return  # nobody who is let in speaks so
@@ -172,9 +184,6 @@ class Tunnels:
         if len(door.sessions) >= SESSIONS_MAX:
             await connection.publish(send_on, tunnel_keys.refusal("too_many", f"{SESSIONS_MAX} tunnels of this job are open already"))
             return
-        session = self._session()
-        identity = Identity(session.signing_key, session.signed)
-        answer, keys = tunnel_keys.welcome(data, said, identity, ephemeral_secret=secrets.token_bytes(32))
         tunnel = Tunnel(connection, keys, send_on=send_on, asked=lambda tunnel, number, target: self._asked(door, tunnel, number, target))
         door.sessions[said.session] = _Met(data, answer, tunnel, send_on)
         listening = await connection.subscribe(subjects.tunnel(facts.buyer, facts.seller, said.session, 0), tunnel.heard)
@@ -236,6 +245,10 @@ class Tunnels:
         self._streams.discard(task)
         if not task.cancelled() and task.exception() is not None:
             log.error("a tunnel's stream failed", exc_info=task.exception())
+
+
+def _login(session: Session) -> WalletKey:
+    return WalletKey(session.seed, session.token, session.wallet)
 
 
 def is_live(attempt: Attempt | None) -> bool:
