@@ -4,8 +4,8 @@ Every job names a price of its own; 1, 2, 4 and 8 GPUs, eight models, five prior
 the queue, and its head, can never run. 200 wallets; half of the jobs give an estimate.
 `supply`: matches while free nodes last. `free one`: an attempt ends, its cards are free, a new job has come: what is decided then.
 `arrival`: a job comes while many nodes are free.
-The other policies follow at 10,000 x 100,000 (`fair-share` at its worst: every wallet asks for every kind of thing), and `priority` again with a limit for every tenth wallet and a maintenance planned for every
-hundredth node.
+The other policies follow at 10,000 x 100,000 (`fair-share` at its worst: every wallet asks for every kind of thing), and `priority` again
+with a limit for every tenth wallet and a maintenance planned for every hundredth node.
 Run: python benchmarks/decision_cost.py [--large]
 """
 
@@ -191,9 +191,8 @@ def report(num_nodes: int, num_jobs: int, rounds: int = 4000, *, policy: str = "
     world.market.paused = True
     engine.next_match(NOW_MS)
     world.market.paused = False
-    print(
-        f"{policy}{', restricted' if restricted else ''}: {num_nodes:,} nodes, {num_jobs:,} queued jobs: index built in {(thread_time_ns() - start) / 1e6:,.0f} ms"
-    )
+    name, built_ms = f"{policy}, restricted" if restricted else policy, (thread_time_ns() - start) / 1e6
+    print(f"{name}: {num_nodes:,} nodes, {num_jobs:,} queued jobs: index built in {built_ms:,.0f} ms")
     print("                  p50     p99    mean    rows")
     print(f"  supply       {measured(world, engine, 1, lambda: None)}")
 
