@@ -29,12 +29,12 @@ export function Market({ state, nowMs, beat, asOf, scheme }) {
       </dl>
       ${state.market.paused && html`<p class="notice">The operator has paused the market: nothing new is matched.</p>`}
     </section>
+    <section aria-labelledby="head-nodes"><h2 id="head-nodes">Machines</h2><${Nodes} state=${state} /></section>
+    <section aria-labelledby="head-queue"><h2 id="head-queue">Queue</h2><${Queue} state=${state} nowMs=${nowMs} /></section>
     <div class="columns">
       <section aria-labelledby="head-models"><h2 id="head-models">On offer</h2><${Models} models=${state.models} /></section>
       <section aria-labelledby="head-prices"><h2 id="head-prices">Prices</h2><${Prices} beat=${beat} asOfMs=${asOf ? state.now_ms : null} scheme=${scheme} /></section>
-    </div>
-    <section aria-labelledby="head-nodes"><h2 id="head-nodes">Machines</h2><${Nodes} state=${state} /></section>
-    <section aria-labelledby="head-queue"><h2 id="head-queue">Queue</h2><${Queue} state=${state} nowMs=${nowMs} /></section>`;
+    </div>`;
 }
 
 function Models({ models }) {
