@@ -1,4 +1,7 @@
-"""Reading from the query API over HTTP, with the standard library only. Answers are plain JSON; problems become Complaints."""
+"""Reading from the query API over HTTP, with the standard library only. Answers are plain JSON; problems become Complaints.
+
+An API that wants a token, where none is set, is asked over the market's own connection instead: there the wallet's session says who reads.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,11 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
-from buyer_cli.complaint import Complaint, from_api
-from events.errors import MarketUnreachable
+from buyer_cli.complaint import IDENTITY, Complaint, from_api
+from buyer_cli.wallet_reads import PAGE as WALLET_PAGE
+from buyer_cli.wallet_reads import WalletReads
+from events import pinning
+from events.errors import BazaarError, MarketUnreachable
 from events.home import Settings
 
 TIMEOUT_S = 15.0
@@ -26,20 +32,60 @@ class Api:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._wallet: WalletReads | None = None
+        """Set once the API has asked for a token that is not there."""
 
     @property
     def _base(self) -> str:
-        return self._settings.api
+        return pinning.split(self._settings.api)[0]
 
     @cached_property
     def _opener(self) -> urllib.request.OpenerDirector:
-        # A read of this machine's own market must not go through somebody's proxy.
-        return urllib.request.build_opener(urllib.request.ProxyHandler({}) if _is_local(self._base) else urllib.request.ProxyHandler())
+        base, pin = pinning.split(self._settings.api)
+        # A read of this machine's own market must not go through somebody's proxy, nor one whose certificate was agreed on.
+        direct = _is_local(base) or pin is not None
+        handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({}) if direct else urllib.request.ProxyHandler()]
+        context = pinning.context_for([self._settings.api])
+        if context is not None:
+            handlers.append(urllib.request.HTTPSHandler(context=context))
+        return urllib.request.build_opener(*handlers)
 
     def get(self, path: str, query: Mapping[str, object] | None = None) -> dict[str, Any]:
         """One body. Raises Complaint for a problem, MarketUnreachable when nobody answers."""
-        with self._open(path, query, TIMEOUT_S) as answer:
-            body = self._read(answer)
+        if not self._asks_wallet():
+            try:
+                with self._open(path, query, TIMEOUT_S) as answer:
+                    return self._value(path, self._read(answer))
+            except Complaint as problem:
+                self._turn_to_wallet(problem)
+        assert self._wallet is not None
+        status, body = self._wallet.ask(path, query)
+        if status != 200:
+            raise from_api(body, status)
+        return self._value(path, body)
+
+    def _asks_wallet(self) -> bool:
+        """Whether answers come over the market's connection: once HTTP was refused, and where no API is known at all."""
+        settings = self._settings
+        if self._wallet is None and settings.settings["api"].value is None and settings.settings["market"].value is not None:
+            self._wallet = WalletReads(settings)
+        return self._wallet is not None
+
+    def _turn_to_wallet(self, problem: Complaint) -> None:
+        """Ask over the market's connection from now on. Raises the problem when that would not help."""
+        if problem.code not in ("token_required", "wrong_host") or self._settings.token or self._settings.settings["market"].value is None:
+            raise problem
+        wallet = WalletReads(self._settings)
+        try:
+            wallet.open()
+        except BazaarError as error:
+            why = f"{problem.why} A wallet would do as well, but: {error.what} {error.why}".strip()
+            raise Complaint(
+                problem.code, problem.what, why, problem.hint or error.hint, exit_code=IDENTITY, status=problem.status
+            ) from None
+        self._wallet = wallet
+
+    def _value(self, path: str, body: bytes) -> dict[str, Any]:
         try:
             value = json.loads(body)
         except (ValueError, RecursionError):
@@ -55,14 +101,25 @@ class Api:
         found: list[dict[str, Any]] = []
         cursor: object = None
         while True:
-            page = self.get(path, {**(query or {}), "limit": min(PAGE, most), "cursor": cursor})
+            page = self.get(path, {**(query or {}), "limit": min(WALLET_PAGE if self._asks_wallet() else PAGE, most), "cursor": cursor})
             found += page.get("items", [])
             cursor = page.get("next_cursor")
             if not cursor or len(found) >= most:
                 return found[:most]
 
     def stream(self, path: str, query: Mapping[str, object] | None = None, last_id: int | None = None) -> Iterator[tuple[str, str]]:
-        """Server-sent events, as (id, data), until the connection ends. Raises like `get`."""
+        """Events as (id, data): server-sent ones until the connection ends, or, over the market's connection, asked for again and again.
+        Raises like `get`."""
+        if not self._asks_wallet():
+            try:
+                yield from self._sent(path, query, last_id)
+                return
+            except Complaint as problem:
+                self._turn_to_wallet(problem)
+        assert self._wallet is not None
+        yield from self._wallet.follow(path, last_id)
+
+    def _sent(self, path: str, query: Mapping[str, object] | None, last_id: int | None) -> Iterator[tuple[str, str]]:
         headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": str(last_id)} if last_id is not None else {})
         with self._open(path, query, 60.0, headers) as answer:
             number, data = "", []

@@ -39,6 +39,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "offers": ("looking", "offers", "Cards on offer, filtered."),
     "top": ("watching", "top", "The market as it changes, in the terminal."),
     "events": ("telling", "events_", "The ledger, as it happens."),
+    "join": ("joining", "join", "Join a market by the line that its operator sent."),
     "wallet": ("identity", "wallet", "Make, import and list wallets."),
     "login": ("identity", "login", "Let a session key speak for the wallet."),
     "org": ("organising", "org", "Organisations and their members."),

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import msgspec
 import platformdirs
 
+from events import pinning
 from events.delegation import parse_address
 from events.errors import BazaarError, IdentityError, MarketUnreachable
 from events.values import Role
@@ -34,7 +35,7 @@ VARIABLES = {
     "allow_simulated": "BAZAAR_ALLOW_SIMULATED",
 }
 """Setting -> its environment variable."""
-FILE_ONLY = ("market_id", "certificate")
+FILE_ONLY = ("market_id",)
 """Settings that only `bazaar join` writes: they belong to the `market` that stands beside them in config.toml."""
 FLAG, FILE, RUNNING, DEFAULT = "flag", "config.toml", "the market running here", "default"
 SECRET = ("token",)
@@ -60,6 +61,10 @@ class Endpoints(msgspec.Struct, frozen=True, kw_only=True):
     api: str
     pid: int
     market_id: str | None = None
+    bind: str = "127.0.0.1"
+    api_bind: str = "127.0.0.1"
+    public_hosts: tuple[str, ...] = ()
+    """Under which names a proxy serves the API."""
 
 
 class KnownWallet(NamedTuple):
@@ -203,9 +208,10 @@ def _is_address(text: str, schemes: tuple[str, ...]) -> bool:
     if re.fullmatch(r"[!-~]+", text) is None:
         return False
     try:
+        text, _ = pinning.split(text)
         parts = urlsplit(text)
         return parts.scheme in schemes and bool(parts.hostname) and (parts.port is None or parts.port > 0) and "@" not in parts.netloc
-    except ValueError:
+    except (ValueError, BazaarError):
         return False
 
 

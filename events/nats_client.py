@@ -16,6 +16,7 @@ from typing import NamedTuple
 from nats import errors as nats_errors
 from nats.aio.client import Client
 
+from events import pinning
 from events.errors import ConnectionRefused, MarketUnreachable
 from events.nats_bulk import BulkProtocol, take_over
 
@@ -88,6 +89,11 @@ class NatsClient(Client):
             sink(Message(subject.decode(), data, reply.decode(), parse_headers(headers)))
         except Exception:
             log.exception("a subscription to %s failed", subject.decode("utf-8", "replace"))
+
+    def over_tls(self) -> None:
+        """Tell the library's stream what it runs over, which nats-py forgets: an end of it would be complained of in every log."""
+        assert self._transport is not None
+        self._transport._io_writer._protocol._over_ssl = True  # type: ignore[attr-defined]
 
     def read_in_bulk(self) -> None:
         """Read the socket in large pieces from now on, around nats-py's own reader; before the first subscription."""
@@ -213,7 +219,12 @@ async def connect(
     reported: Callable[[str], Awaitable[None]],
     bulk: bool = False,
 ) -> NatsClient:
-    """A client that is logged in. `reported` hears what the broker complains of. Raises MarketUnreachable, ConnectionRefused."""
+    """A client that is logged in. `reported` hears what the broker complains of. Where the address says TLS nothing is sent or believed
+    before the handshake. Raises MarketUnreachable, WrongCertificate, ConnectionRefused."""
+    addresses = url.split(",")
+    is_encrypted = any(pinning.is_encrypted(address) for address in addresses)
+    if is_encrypted and tls is None:
+        tls = await asyncio.to_thread(pinning.context_for, addresses)
     client = NatsClient()
 
     async def error_cb(error: Exception) -> None:
@@ -222,7 +233,7 @@ async def connect(
 
     try:
         await client.connect(
-            url.split(","),
+            [pinning.split(address)[0] for address in addresses],
             name=name,
             nkeys_seed_str=seed,
             token=token,
@@ -234,6 +245,7 @@ async def connect(
             reconnect_time_wait=0,
             ping_interval=PING_INTERVAL_S,
             tls=tls,
+            tls_handshake_first=is_encrypted and not any("ws" in address.partition(":")[0] for address in addresses),
         )
     except BaseException as error:
         trouble = client.trouble  # of all addresses, where there is none left to try
@@ -242,13 +254,32 @@ async def connect(
             raise
         if not isinstance(error, nats_errors.NoServersError):
             trouble = str(error) or type(error).__name__
+        if pinning.REFUSED in trouble:
+            raise await asyncio.to_thread(_not_believed, addresses, trouble) from None
         raise _not_let_in(url, name, trouble, hung_up=client.was_greeted and isinstance(error, ConnectionError)) from None
     if not client.is_connected:  # nats-py can return a client that the broker has closed
         await client.dispose()
         raise _not_let_in(url, name, client.trouble, hung_up=True)
+    if is_encrypted:
+        client.over_tls()
     if bulk:
         client.read_in_bulk()
     return client
+
+
+def _not_believed(addresses: list[str], trouble: str) -> pinning.WrongCertificate:
+    """Which certificate is shown where another was agreed on; by now it may be another one again."""
+    for plain, pin in map(pinning.split, addresses):
+        try:
+            if pin is not None:
+                pinning.agreed(plain, pin)
+        except pinning.WrongCertificate as error:
+            return error
+        except MarketUnreachable as error:
+            trouble = error.why
+    return pinning.WrongCertificate(
+        "The certificate is not believed.", why=f"{addresses[0]}: {trouble}", hint="see docs/operations.md, TLS"
+    )
 
 
 def _not_let_in(url: str, name: str, trouble: str, *, hung_up: bool) -> MarketUnreachable | ConnectionRefused:

@@ -28,6 +28,7 @@ simulate_option = click.option("--simulate-gpus", "simulate", multiple=True, met
 
 
 ELSEWHERE: dict[str, tuple[str, str, str]] = {
+    "join": ("joining", "join", "Join a market by the line that its operator sent."),
     "gpus": ("examining", "gpus", "What would be offered: every card, and how it is."),
     "doctor": ("examining", "doctor", "Check everything that a seller needs."),
     "status": ("looking", "status", "The node here and on the market."),

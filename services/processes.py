@@ -14,11 +14,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from events.connection import Connection, ServiceKey
 from events.nats_log import NatsLog
 from services import genesis
 from services.market_keys import MarketKeys, load_or_make, load_sealing_key
+
+if TYPE_CHECKING:
+    from services.certificates import Certificate
 
 
 def calm_collector() -> None:
@@ -130,10 +134,22 @@ async def run_gateway(folder: MarketFolder, broker: str) -> None:
     await serve(broker, keys, snapshot_file=folder.snapshot, until=stopped, sealing_key=load_sealing_key(folder.keys))
 
 
-async def run_api(folder: MarketFolder, broker: str, listening: socket.socket) -> None:
-    """The read-only window."""
-    from services.api.app import serve
+async def run_api(
+    folder: MarketFolder, broker: str, listening: socket.socket, *, tls: Certificate | None = None, public_hosts: tuple[str, ...] = ()
+) -> None:
+    """The read-only window. `public_hosts`: the names under which a proxy serves it."""
+    from services.api.app import Facing, serve
 
     stopped = asyncio.Event()
     on_stop(stopped.set)
-    await serve(broker, folder.load_keys(), listening=listening, database=folder.read_model, snapshot_file=folder.snapshot, until=stopped)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # connections that do nothing must not use up what others need
+    await serve(
+        broker,
+        folder.load_keys(),
+        listening=listening,
+        database=folder.read_model,
+        snapshot_file=folder.snapshot,
+        until=stopped,
+        facing=Facing(public_hosts, tls),
+    )

@@ -41,6 +41,7 @@ OWNERS = {
     "pynvml": ("seller_agent/gpus.py",),
     "web3": ("services/settlement/chain.py",),
     "eth_account": ("services/settlement/chain.py",),
+    "cryptography": ("services/certificates.py",),
     "aiosqlite": ("services/api/read_model.py",),
 }
 """Library -> the only modules that may import it."""

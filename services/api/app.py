@@ -12,6 +12,7 @@ import socket
 from collections.abc import Generator
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 import uvicorn
@@ -25,6 +26,7 @@ from services.api.desk import Desk
 from services.api.guard import Guard
 from services.api.identity_endpoints import IDENTITY_ENDPOINTS
 from services.api.job_endpoints import JOB_ENDPOINTS
+from services.api.lines import lines
 from services.api.live import EVENTS, Streams
 from services.api.market_endpoints import MARKET_ENDPOINTS
 from services.api.output_endpoints import OUTPUT_ENDPOINTS
@@ -36,6 +38,9 @@ from services.api.rpc import Rpc
 from services.api.upkeep import Upkeep, begin
 from services.api.why_endpoint import WHY
 from services.market_keys import MarketKeys
+
+if TYPE_CHECKING:
+    from services.certificates import Certificate
 
 log = structlog.get_logger("api")
 
@@ -123,11 +128,31 @@ def is_loopback(listening: socket.socket) -> bool:
     return ipaddress.ip_address(listening.getsockname()[0]).is_loopback
 
 
-def _server(api: Api, listening: socket.socket) -> _Server:
-    local = is_loopback(listening)
-    app = make_app(api.desk, api.streams, api.unready, is_loopback=local, version=metadata.version("gpubazaar"))
+class Facing(NamedTuple):
+    """How the API faces those who ask. `public_hosts`: names under which a proxy serves it, so that nobody is local any more."""
+
+    public_hosts: tuple[str, ...] = ()
+    tls: Certificate | None = None
+
+
+LOCAL = Facing()
+
+
+def _server(api: Api, listening: socket.socket, facing: Facing) -> _Server:
+    on_loopback, is_proxied = is_loopback(listening), bool(facing.public_hosts)
+    app = make_app(
+        api.desk,
+        api.streams,
+        api.unready,
+        is_loopback=on_loopback and not is_proxied,
+        is_proxied=is_proxied,
+        version=metadata.version("gpubazaar"),
+    )
     config = uvicorn.Config(
-        Guard(app, loopback=local),
+        Guard(app, names=facing.public_hosts if on_loopback or is_proxied else None),
+        http=lines(proxied=is_proxied),
+        ssl_certfile=None if facing.tls is None else facing.tls.certificate,
+        ssl_keyfile=None if facing.tls is None else facing.tls.key,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -142,20 +167,27 @@ def _server(api: Api, listening: socket.socket) -> _Server:
 
 
 async def serve(
-    broker: str, keys: MarketKeys, *, listening: socket.socket, database: Path, snapshot_file: Path, until: asyncio.Event
+    broker: str,
+    keys: MarketKeys,
+    *,
+    listening: socket.socket,
+    database: Path,
+    snapshot_file: Path,
+    until: asyncio.Event,
+    facing: Facing = LOCAL,
 ) -> None:
     """Run until the event. Raises LogCorrupt when the ledger is damaged, ReadModelFailed when the database cannot be opened."""
     read_model = await ReadModel.open(database)
     api = Api(Connection(broker, ServiceKey(keys.market), "api"), read_model, snapshot_file)
     try:
-        await _run(api, listening, until)
+        await _run(api, listening, facing, until)
     finally:
         await api.stop()
 
 
-async def _run(api: Api, listening: socket.socket, until: asyncio.Event) -> None:
+async def _run(api: Api, listening: socket.socket, facing: Facing, until: asyncio.Event) -> None:
     """Read and serve until the event, or until either fails."""
-    server = _server(api, listening)
+    server = _server(api, listening, facing)
     reading = asyncio.create_task(api.run(), name="api")
     serving = asyncio.create_task(server.serve(sockets=[listening]), name="http")
     stopped = asyncio.create_task(until.wait())

@@ -9,23 +9,27 @@ from fastapi import Request
 from events.reasons import Refusal
 from services.api.access import STRANGER, Viewer, http_viewer, token_in
 from services.api.desk import Desk
+from services.api.guard import names_this_machine
 from services.api.problems import ProblemFound, Trouble
 from services.api.rates import Rates
 
 
 class Door:
-    """Lets readers of one API in. `is_local`: whoever connects without a token sees everything, for only this machine can."""
+    """Lets readers of one API in. `is_local`: whoever connects without a token sees everything, for only this machine can.
+    `is_proxied`: connections of this machine are a proxy's, which says whose they are."""
 
-    def __init__(self, desk: Desk, *, is_local: bool) -> None:
+    def __init__(self, desk: Desk, *, is_local: bool, is_proxied: bool = False) -> None:
+        assert not (is_local and is_proxied), "behind a proxy everybody looks local"
         self._desk = desk
         self._is_local = is_local
+        self._is_proxied = is_proxied
         self._rates = Rates()
 
     def viewer(self, request: Request) -> Viewer:
         """Who asks. Raises ProblemFound: not ready, a token that is not valid, too often."""
         market, now_ms = self._desk.ready_source().mirror.market, self._desk.now_ms()
         token = token_in(request.headers)
-        address = "" if request.client is None else request.client.host
+        address = self._address(request)
         if token is None and not self._is_local:
             self._count(f"address {address}", now_ms)
         elif token is not None:
@@ -34,6 +38,13 @@ class Door:
             self._count(f"token {hashlib.sha256(token.encode()).hexdigest()}", now_ms)
             return viewer
         return http_viewer(market, request.headers, is_loopback=self._is_local, now_ms=now_ms)
+
+    def _address(self, request: Request) -> str:
+        address = "" if request.client is None else request.client.host
+        if not self._is_proxied or not names_this_machine(address):
+            return address
+        last = request.headers.get("x-forwarded-for", "").rpartition(",")[2].strip()  # what our proxy put there; the rest is hearsay
+        return last[:64] or address
 
     def _of_token(self, request: Request, address: str, now_ms: int) -> Viewer:
         market = self._desk.ready_source().mirror.market

@@ -1,4 +1,4 @@
-"""What every HTTP request passes first: only GET and HEAD, before a byte of a body is read, and only under a name of this machine.
+"""What every HTTP request passes first: only GET and HEAD, before a byte of a body is read, and only under a name that is meant.
 
 Plain ASGI, around everything else. Puts the headers that keep a browser from taking any answer for a page on each of them.
 """
@@ -6,10 +6,11 @@ Plain ASGI, around everything else. Puts the headers that keep a browser from ta
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from typing import Any
 
 from services.api.problems import MEDIA_TYPE, ProblemFound, Trouble
+from services.api.trace import trace_of
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -29,11 +30,12 @@ SECURITY_HEADERS: tuple[tuple[bytes, bytes], ...] = (
 
 
 class Guard:
-    """The outermost app. `loopback`: only names of this machine are answered to, so that no web page can reach in by rebinding its name."""
+    """The outermost app. `names`: only these and this machine's own are answered to, so that no web page can reach in by rebinding its
+    name; None: all are, because everybody may connect anyway and is a stranger without a token."""
 
-    def __init__(self, app: App, *, loopback: bool) -> None:
+    def __init__(self, app: App, *, names: Collection[str] | None) -> None:
         self._app = app
-        self._loopback = loopback
+        self._names = names
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -52,30 +54,36 @@ class Guard:
 
         # HEAD is GET to everything inside; the server leaves the body out.
         inner = scope if scope["method"] == "GET" else {**scope, "method": "GET", "bazaar.head": True}
-        await self._app(inner, receive, with_headers)
+        trace = trace_of(scope)
+        if trace is None:
+            await self._app(inner, receive, with_headers)
+        else:
+            await trace.run(self._app, inner, receive, with_headers)
 
     def _problem(self, scope: Scope) -> ProblemFound | None:
         if scope["method"] not in READ_METHODS:
             return ProblemFound(Trouble.METHOD_NOT_ALLOWED)
         if len(scope["path"]) > PATH_CHARACTERS_MAX:
             return ProblemFound(Trouble.NOT_FOUND)
-        if self._loopback:
-            hosts = [value for name, value in scope["headers"] if name == b"host"]
-            if len(hosts) > 1 or any(not names_this_machine(host.decode("latin-1")) for host in hosts):
+        if self._names is not None:
+            hosts = [host_name(value.decode("latin-1")) for name, value in scope["headers"] if name == b"host"]
+            if len(hosts) > 1 or any(host not in self._names and not names_this_machine(host) for host in hosts):
                 return ProblemFound(Trouble.WRONG_HOST)
         return None
 
 
-def names_this_machine(host: str) -> bool:
-    """Whether a Host header can only mean this machine: `localhost`, or a loopback address, with or without a port."""
+def host_name(host: str) -> str:
+    """The name or address in a Host header, without its port; empty when it is neither."""
     name = host.strip().lower()
     if name.startswith("["):
         name, bracket, port = name[1:].partition("]")
-        if not bracket or (port and not port.startswith(":")):
-            return False
-    elif name.count(":") <= 1:
-        name = name.partition(":")[0]
-    if name.rstrip(".") == "localhost":
+        return name if bracket and (not port or port.startswith(":")) else ""
+    return (name.partition(":")[0] if name.count(":") <= 1 else name).rstrip(".")
+
+
+def names_this_machine(name: str) -> bool:
+    """Whether a name can only mean this machine: `localhost`, or a loopback address."""
+    if name == "localhost":
         return True
     try:
         return ipaddress.ip_address(name).is_loopback

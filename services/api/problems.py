@@ -50,8 +50,8 @@ TROUBLES: dict[Trouble, Row] = {
     ),
     Trouble.WRONG_HOST: Row(
         "This API is not served under that name.",
-        "It listens on this machine only, and answers to this machine's own names only.",
-        "Use 127.0.0.1 or localhost.",
+        "It answers to this machine's own names, and to those that its operator gave it.",
+        "Use 127.0.0.1 or localhost, or the operator's `--public-host`.",
         421,
     ),
     Trouble.TOKEN_REQUIRED: Row(

