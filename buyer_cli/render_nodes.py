@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 from buyer_cli.render import ABSENT, Json, data_size, duration, price, size, text, usd_plain
 from events.naming import cards_in_words
 
@@ -41,6 +43,14 @@ def node_row(node: Json) -> tuple[str, ...]:
 IMAGE_LISTS = (("only images", "images_allow"), ("images there", "images_warm"))
 
 
+def _maintenance(node: Json) -> str:
+    """When the machine is away, and why."""
+    times = (node.get("maintenance_from_ms"), node.get("maintenance_until_ms"))
+    begin, end = (datetime.fromtimestamp(int(time_ms or 0) / 1000, UTC).strftime("%Y-%m-%d %H:%M") for time_ms in times)
+    why = node.get("maintenance_reason")
+    return f"{begin} to {end} UTC" + (f": {text(why)}" if why else "")
+
+
 def node_lines(node: Json) -> list[tuple[str, str]]:
     """`bazaar node`: a label and a value a line."""
     lines = [
@@ -51,6 +61,8 @@ def node_lines(node: Json) -> list[tuple[str, str]]:
     ]
     if node.get("drain_reason"):
         lines.append(("drained for", text(node["drain_reason"])))
+    if node.get("maintenance_from_ms") is not None:
+        lines.append(("maintenance", _maintenance(node)))
     lines.append(
         ("cards", text(cards_in_words((str(card.get("model")), int(card.get("vram_mib") or 0)) for card in node.get("cards") or [])))
     )

@@ -112,6 +112,20 @@ def plan_maintenance(node: Node, event: NodeMaintenancePlanned) -> None:
     node.maintenance = None if event.until_ms <= event.from_ms else (event.from_ms, event.until_ms, event.reason)
 
 
+def planned(node: Node, now_ms: int) -> tuple[int, int, str] | None:
+    """The maintenance that is still to come, or lasts: from when until when, and why."""
+    plan = node.maintenance
+    return plan if plan is not None and now_ms < plan[1] else None
+
+
+def state_at(node: Node, now_ms: int) -> NodeState:
+    """The one word for it at this time: while a maintenance lasts it is draining."""
+    plan = planned(node, now_ms)
+    if plan is not None and plan[0] <= now_ms and node.state is NodeState.OFFERED:
+        return NodeState.DRAINING
+    return node.state
+
+
 def verify(node: Node, event: NodeVerified) -> None:
     """How far its cards were checked, and until when that counts."""
     node.tier, node.tier_until_ms = event.tier, event.expires_ms

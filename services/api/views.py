@@ -12,7 +12,7 @@ from events.wire import BeatLease
 from projections.job_states import HELD, QUEUED, TERMINAL
 from projections.jobs import Job, Run
 from projections.market import Market
-from projections.nodes import Node, NodeState, free_cards
+from projections.nodes import Node, NodeState, free_cards, planned, state_at
 from projections.run_limits import time_limit
 from services.api.telemetry import Telemetry
 
@@ -285,6 +285,10 @@ class NodeView(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     agent_version: str | None
     drain_reason: str | None
     drain_deadline_ms: int | None
+    maintenance_from_ms: int | None
+    """Of a maintenance that is to come or lasts; no job is matched there that could reach into it."""
+    maintenance_until_ms: int | None
+    maintenance_reason: str | None
     offered_ms: int
     first_ms: int
     updated_ms: int
@@ -304,11 +308,12 @@ def node_view(node: Node, market: Market, telemetry: Telemetry, now_ms: int) -> 
     """The JSON of a node."""
     offer = node.offer
     is_offered = node.presence is NodeState.OFFERED
+    from_ms, until_ms, why = planned(node, now_ms) or (None, None, "")
     return NodeView(
         id=offer.node_id,
         name=offer.name,
         owner=node.wallet,
-        state=node.state.value,
+        state=state_at(node, now_ms).value,
         suspect=telemetry.is_suspect(node, market.policy.suspect_s, now_ms),
         simulated=any(card.simulated for card in offer.cards),
         price_uusd_per_gpu_hour=node.price_uusd_per_gpu_hour,
@@ -332,6 +337,9 @@ def node_view(node: Node, market: Market, telemetry: Telemetry, now_ms: int) -> 
         agent_version=offer.agent_version or None,
         drain_reason=node.drain_reason or None,
         drain_deadline_ms=node.drain_deadline_ms,
+        maintenance_from_ms=from_ms,
+        maintenance_until_ms=until_ms,
+        maintenance_reason=why or None,
         offered_ms=node.offered_ms,
         first_ms=node.first_ms,
         updated_ms=node.updated_ms,

@@ -5,7 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from builders import BUYER, OPERATOR, ORG, SELLER, START_MS, By, Happening, Later, job_id, job_of, job_submitted, make, node_offered, wallet
+from builders import (
+    BUYER,
+    OPERATOR,
+    ORG,
+    SELLER,
+    START_MS,
+    By,
+    Happening,
+    Later,
+    job_id,
+    job_of,
+    job_submitted,
+    make,
+    node_of,
+    node_offered,
+    wallet,
+)
 from desk import Desk
 from hypothesis import given as over
 from hypothesis import strategies as st
@@ -16,6 +32,8 @@ from events.reasons import Refusal
 from events.values import OrgRole, Requirements, charge_uusd
 from events.wire import QuoteRequest
 from projections.market import Limit, Market
+from projections.nodes import NodeState, state_at
+from projections.nodes import planned as coming
 from projections.parties import DAY_MS, Party, month_of
 from services.matcher.admission import CHECKS
 from services.matcher.limit_words import told
@@ -208,6 +226,14 @@ def test_nothing_is_matched_during_a_maintenance_and_all_is_as_before_when_it_is
     assert START_MS + 60_000 == wakeup_ms
     desk.happen(Later(wakeup_ms - desk.now_ms))
     assert {"job": "node"} == desk.match_all()
+
+
+def test_a_node_counts_as_draining_while_a_maintenance_lasts() -> None:
+    desk = Desk(node_offered(), planned(10, 60))
+    node = node_of(desk.market)
+    shown = [(state_at(node, START_MS + at_ms), coming(node, START_MS + at_ms) is None) for at_ms in (9999, 10_000, 59_999, 60_000)]
+    draining, offered = NodeState.DRAINING, NodeState.OFFERED
+    assert [(offered, False), (draining, False), (draining, False), (offered, True)] == shown
 
 
 def test_a_plan_that_is_taken_back_or_put_off_lets_jobs_go_at_once() -> None:
