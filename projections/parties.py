@@ -142,10 +142,14 @@ def give_back(party: Party, stake: Stake, used_gpu_ms: int, charged_uusd: int, *
     party.gpus -= stake.gpus
     party.committed_uusd -= stake.uusd
     party.committed_gpu_ms -= stake.gpu_ms
-    day, month = now_ms // DAY_MS, month_of(now_ms)
-    party.day_uusd = charged_uusd + (party.day_uusd if party.day == day else 0)
-    party.month_uusd = charged_uusd + (party.month_uusd if party.month == month else 0)
-    party.day, party.month = day, month
+    day = now_ms // DAY_MS
+    if day != party.day:
+        month = month_of(now_ms)
+        if month != party.month:
+            party.month, party.month_uusd = month, 0
+        party.day, party.day_uusd = day, 0
+    party.day_uusd += charged_uusd
+    party.month_uusd += charged_uusd
     _reckon(party, used_gpu_ms, now_ms, half_life_ms)
 
 
@@ -157,6 +161,8 @@ def rescale(party: Party, now_ms: int, before_ms: int, half_life_ms: int) -> Non
 
 
 def _reckon(party: Party, used_gpu_ms: int, now_ms: int, half_life_ms: int) -> None:
-    party.used_gpu_ms = decayed(party.used_gpu_ms, party.used_at_ms, now_ms, half_life_ms) + used_gpu_ms
+    if party.used_gpu_ms:
+        party.used_gpu_ms = decayed(party.used_gpu_ms, party.used_at_ms, now_ms, half_life_ms)
+    party.used_gpu_ms += used_gpu_ms
     party.used_at_ms = now_ms
     party.level = level_of(party.used_gpu_ms + party.committed_gpu_ms, now_ms, half_life_ms)
