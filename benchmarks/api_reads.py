@@ -90,6 +90,7 @@ class Writer:
         self.ledger, self.market = NatsLog(services), Market()
         self.now_ms = time.time_ns() // 1_000_000 - 600_000
         self.memory = Memory(self.market, keys.page_key, self.now_ms)
+        self.memory.patient_until_ms = self.now_ms + 10**9  # nodes answer to nobody here, and are not lost for it
         self.buyer: Party
         self.seller: Party
         self.queued: list[str] = []
@@ -138,7 +139,9 @@ class Writer:
         model, vram_mib, price = MODELS[number % len(MODELS)]
         name = f"node-{number}"
         count = (1, 2, 4, 8)[number // 4 % 4]
-        cards = tuple(Card(index=index, uuid=f"GPU-{number}-{index}", model=model, vram_mib=vram_mib, cuda=12_040) for index in range(count))
+        cards = tuple(
+            Card(index=index, uuid=f"GPU-{number}-{index}", model=model, vram_mib=vram_mib, cuda=12_040) for index in range(count)
+        )
         node_id = ids.node_id(self.seller.session.wallet, name)
         price += number
         return NodeOffered(node_id=node_id, name=name, cards=cards, cores=64, memory_mib=262_144, price_uusd_per_gpu_hour=price)
@@ -162,7 +165,7 @@ class Writer:
         began, said = time.monotonic(), 0
         place = 0
         while True:
-            due = int((time.monotonic() - began) * per_s / 3)
+            due = int((time.monotonic() - began) * per_s / 2)
             fresh = max(0, min(BATCH // 2, due - said))
             if fresh:
                 gone = [JobCancelRequested(job_id=name) for name in self.queued[place : place + fresh]]
@@ -302,7 +305,8 @@ async def _load(port: int, paths: list[str], connections: int, seconds: float, g
     """So many connections for so long; what was seen."""
     more = "Accept-Encoding: gzip\r\n" if gzip else ""
     requests = [f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAccept: */*\r\n{more}\r\n".encode() for path in paths]
-    loop, latencies, began = asyncio.get_running_loop(), [], time.perf_counter()
+    loop, began = asyncio.get_running_loop(), time.perf_counter()
+    latencies: list[float] = []
     askers = []
     for number in range(connections):
         mine = requests[number % len(requests) :] + requests[: number % len(requests)]
@@ -328,8 +332,9 @@ class Watcher(asyncio.Protocol):
         self.chunks = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport: Any = transport
-        self.transport.write(self.head)
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        transport.write(self.head)
 
     def data_received(self, data: bytes) -> None:
         place = data.rfind(b"\nid: ")
@@ -393,8 +398,8 @@ async def _report(writer: Writer, server: Server, cases: list[str], seconds: flo
     one = ",".join(f"/v1/jobs/{name}" for name in writer.queued[len(writer.queued) * 3 // 4 :][:100])
     paths = {
         "one": one,
-        "page": "/v1/jobs?limit=500",
-        "gzip": "/v1/jobs?limit=500",
+        "page": "/v1/jobs?limit=1000",
+        "gzip": "/v1/jobs?limit=1000",
         "state": "/v1/state",
         "offers": "/v1/offers?gpus=2&vram=24GB",
     }
@@ -409,8 +414,9 @@ async def _report(writer: Writer, server: Server, cases: list[str], seconds: flo
         print(f"| {case} | {cells} | {os.getloadavg()[0]:.1f} |", flush=True)
     if "streams" in cases:
         told, used = await _measured(server, idle, "--watch", str(server.port), "500", str(seconds), "")
-        per_s = {name: round(value, 1) for name, value in told.items()}
-        print(f"\n500 streams: {per_s}, {used / max(1, told['deliveries']) * 1e6:.0f} µs of server CPU a delivery, {server.resident_mib()} MiB")
+        seen = {name: round(value, 1) for name, value in told.items()}
+        cpu_us = used / max(1, told["deliveries"]) * 1e6
+        print(f"\n500 streams: {seen}, {cpu_us:.0f} µs of server CPU a delivery, {server.resident_mib()} MiB")
 
 
 @contextlib.asynccontextmanager

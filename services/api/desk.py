@@ -1,15 +1,15 @@
 """Where questions are answered, whichever way they came: checks the query, waits for `min_seq`, asks the endpoint, makes the bytes.
 
-An answer is kept as long as nothing it is made of has changed, so that whoever polls costs next to nothing.
+Answers are kept (shelf.py), and one that is being made is made once for all who ask for it meanwhile.
 """
 
 from __future__ import annotations
 
-import re
+import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from hashlib import blake2b
-from typing import NamedTuple
+from typing import Any
 from urllib.parse import urlencode
 
 import msgspec
@@ -20,27 +20,12 @@ from services.api.access import Viewer
 from services.api.asking import Asked, Endpoint, Reply, Source
 from services.api.past import moment
 from services.api.problems import ProblemFound, Trouble
+from services.api.shelf import Answer, Shelf
 
-KEPT_BYTES = 16 << 20
+NAME_CHARACTERS_MAX = 64
 _encoder = msgspec.json.Encoder()
 
 Pairs = tuple[tuple[str, str], ...]
-
-
-class Answer(NamedTuple):
-    """The bytes of an answer. `etag`: the same as long as nothing but `as_of_seq` differs."""
-
-    body: bytes
-    etag: str
-    as_of_seq: int
-    next_query: str | None = None
-    """The query of the next page."""
-
-
-class _Kept(NamedTuple):
-    version: int
-    second: int
-    answer: Answer
 
 
 def wall_ms() -> int:
@@ -56,16 +41,21 @@ class Desk:
         self.source: Source | None = None
         """None until the ledger is read for the first time."""
         self.now_ms = now_ms
-        self._patterns = [(re.compile(endpoint.path.replace("{name}", "([^/]{1,64})")), endpoint) for endpoint in self.endpoints]
-        self._kept: dict[object, _Kept] = {}
-        self._kept_bytes = 0
+        self._paths = {endpoint.path: endpoint for endpoint in self.endpoints}
+        self._shelf = Shelf()
+        self._making: dict[object, asyncio.Future[Answer | None]] = {}
 
     def find(self, path: str) -> tuple[Endpoint, str]:
         """The endpoint of a path and the id in it. Raises ProblemFound."""
-        for pattern, endpoint in self._patterns:
-            match = pattern.fullmatch(path)
-            if match is not None:
-                return endpoint, match[1] if match.groups() else ""
+        endpoint = self._paths.get(path)
+        if endpoint is not None and "{" not in path:
+            return endpoint, ""
+        parts = path.split("/", 4)  # ["", "v1", "jobs", the id, what of it]
+        if len(parts) > 3 and 1 <= len(parts[3]) <= NAME_CHARACTERS_MAX:
+            name, parts[3] = parts[3], "{name}"
+            endpoint = self._paths.get("/".join(parts))
+            if endpoint is not None:
+                return endpoint, name
         raise ProblemFound(Trouble.NOT_FOUND)
 
     def ready_source(self) -> Source:
@@ -81,29 +71,49 @@ class Desk:
         if not endpoint.public and viewer == Viewer():
             raise ProblemFound(Trouble.TOKEN_REQUIRED)
         await caught_up(source, values)
-        now_ms = self.now_ms()
-        key = (endpoint.path, name, pairs, viewer)
-        kept = self._kept.get(key)
-        version = source.mirror.version
-        if kept is not None and kept.version == version and kept.second == now_ms // 1000:
-            return kept.answer
+        if not endpoint.keep:
+            return await self._make(endpoint, name, pairs, viewer, values)
+        question = (endpoint.path, name, pairs, viewer)
+        min_seq = values.get("min_seq", 0)
+        while True:
+            found = self._shelf.find(question, version=source.mirror.version, now_ms=self.now_ms(), now_s=time.monotonic())
+            if found is not None and found.as_of_seq >= min_seq:
+                return found
+            making = self._making.get(question)
+            if making is None:
+                break
+            made = await asyncio.shield(making)
+            if made is not None:
+                return made
+        return await self._lead(question, self._make(endpoint, name, pairs, viewer, values))
+
+    async def _lead(self, question: object, work: Awaitable[Answer]) -> Answer:
+        """Make an answer, also for those who ask for the same meanwhile; when that fails they try for themselves."""
+        making: asyncio.Future[Answer | None] = asyncio.get_running_loop().create_future()
+        self._making[question] = making
+        made = None
+        try:
+            made = await work
+            return made
+        finally:
+            del self._making[question]
+            if not making.done():
+                making.set_result(made)
+
+    async def _make(self, endpoint: Endpoint, name: str, pairs: Pairs, viewer: Viewer, values: dict[str, Any]) -> Answer:
+        """Ask the endpoint; keep what it answers if it may be kept. Raises ProblemFound."""
+        source = self.ready_source()
+        now_ms, began_s, version = self.now_ms(), time.monotonic(), source.mirror.version
         try:
             asked = Asked(source, viewer, values, name, now_ms)
             reply = await endpoint.handle(await _as_of(asked) if endpoint.past and "as_of" in values else asked)
         except BazaarError as error:
             raise ProblemFound(Trouble.NOT_READY, error.what) from error
         made = _made(reply, pairs)
-        if endpoint.keep and version == source.mirror.version:
-            self._keep(key, _Kept(version, now_ms // 1000, made))
+        if endpoint.keep:
+            key, now_s = (endpoint.path, name, pairs, viewer), time.monotonic()
+            self._shelf.keep(key, made, version=version, now_ms=now_ms, now_s=now_s, took_s=now_s - began_s)
         return made
-
-    def _keep(self, key: object, kept: _Kept) -> None:
-        before = self._kept.pop(key, None)
-        self._kept_bytes += len(kept.answer.body) - (0 if before is None else len(before.answer.body))
-        if self._kept_bytes > KEPT_BYTES:
-            self._kept.clear()
-            self._kept_bytes = len(kept.answer.body)
-        self._kept[key] = kept
 
 
 async def _as_of(asked: Asked) -> Asked:

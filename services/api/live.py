@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import NamedTuple
 
 import msgspec
 from fastapi import Request
 from fastapi.responses import Response
 from sse_starlette.sse import EventSourceResponse, SendTimeoutError
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from events.errors import BazaarError
 from services.api import queries
@@ -25,13 +26,12 @@ from services.api.paging import LIMIT_DEFAULT, BySeq
 from services.api.paging import read as read_cursor
 from services.api.paging import write as write_cursor
 from services.api.problems import ProblemFound, Trouble, bad_query
+from services.api.pulse import EVENTS_PER_CHUNK, Pulse, framed
 
 STREAMS_MAX = 500
-EVENTS_PER_CHUNK = 500
-COALESCE_S = 0.1
-"""A stream gets at most ten chunks a second, whatever happens."""
+RESUMED_EVENTS_MAX = 100_000
+"""Who comes back later than this is told to begin with a snapshot."""
 PING_S = 15
-IDLE_S = 60.0
 SEND_TIMEOUT_S = 30.0
 RETRY_MS = 1000
 
@@ -48,6 +48,13 @@ class EventPageShape(msgspec.Struct, frozen=True, kw_only=True):
 
     items: list[EventView]
     next_cursor: str | None
+
+
+class Reset(msgspec.Struct, frozen=True, kw_only=True):
+    """The data of an SSE event `reset`: read the snapshot; the events after `as_of_seq` follow."""
+
+    snapshot: str
+    as_of_seq: int
 
 
 async def events(asked: Asked) -> Reply:
@@ -74,13 +81,20 @@ def wants_stream(request: Request) -> bool:
     return "text/event-stream" in accepted or "json" not in accepted
 
 
+class Place(NamedTuple):
+    """Where a stream begins. `is_reset`: the reader's place is too far back; it is told to look at the whole anew."""
+
+    after_seq: int
+    is_reset: bool = False
+
+
 class Streams:
     """Every open stream of this process."""
 
     def __init__(self) -> None:
         self._open = 0
         self._closing = False
-        self._source: Source | None = None
+        self._pulse: Pulse | None = None
 
     def __len__(self) -> int:
         return self._open
@@ -88,40 +102,58 @@ class Streams:
     def close(self) -> None:
         """End all of them, so that the server can end."""
         self._closing = True
-        if self._source is not None:
-            self._source.mirror.feed.wake()
+        if self._pulse is not None:
+            self._pulse.ring()
 
     def respond(self, request: Request, source: Source, viewer: Viewer) -> Response:
         """A stream from where the reader wants it. Raises ProblemFound."""
-        values = queries.read(request.query_params.multi_items(), (queries.FROM_SEQ,))
+        values = queries.read(request.query_params.multi_items(), queries.STREAM)
         if viewer == Viewer():
             raise ProblemFound(Trouble.TOKEN_REQUIRED)
-        after_seq = _begin(request, values.get("from_seq"), source.mirror.market.last_seq)
+        place = _begin(request, values.get("from_seq"), source.mirror.market.last_seq)
         if self._open >= STREAMS_MAX:
             raise ProblemFound(Trouble.TOO_MANY_STREAMS)
         if request.scope.get("bazaar.head"):
             return Response(headers={"cache-control": "no-store"}, media_type="text/event-stream")
-        self._source = source
-        return _Stream(self._frames(source, viewer, after_seq), ping=PING_S, sep="\n", send_timeout=SEND_TIMEOUT_S)
+        if self._pulse is None or self._pulse.mirror is not source.mirror:
+            self._pulse = Pulse(source.mirror)
+        frames = self._frames(source, self._pulse, viewer, place, telemetry=values.get("telemetry", False))
+        return _Stream(frames, ping=PING_S, sep="\n", send_timeout=SEND_TIMEOUT_S)
 
-    async def _frames(self, source: Source, viewer: Viewer, after_seq: int) -> AsyncIterator[bytes]:
+    async def _frames(self, source: Source, pulse: Pulse, viewer: Viewer, place: Place, *, telemetry: bool) -> AsyncIterator[bytes]:
         self._open += 1
-        history, feed = History(source), source.mirror.feed
+        pulse.enter(telemetry=telemetry)
+        after_seq, readings = place.after_seq, pulse.telemetry_number
         try:
-            yield b"retry: %d\n\n" % RETRY_MS
+            yield b"retry: %d\n\n" % RETRY_MS + (_reset(after_seq) if place.is_reset else b"")
             while not self._closing:
+                rings, before_seq = pulse.rings, after_seq
                 try:
-                    entries = await history.after(after_seq, EVENTS_PER_CHUNK, viewer)
+                    at_hand = pulse.frame(after_seq, viewer)
+                    chunk, after_seq = at_hand or await _from_ledger(source, after_seq, viewer)
                 except BazaarError:
                     return  # the reader comes back, with the last event it saw
-                if entries:
-                    after_seq = entries[-1].record.seq
-                    yield b"".join(b"id: %d\ndata: %s\n\n" % (entry.record.seq, json_for(entry, viewer)) for entry in entries)
-                    await asyncio.sleep(COALESCE_S if len(entries) < EVENTS_PER_CHUNK else 0)
-                else:
-                    await feed.more(IDLE_S)
+                if telemetry and readings != pulse.telemetry_number:
+                    readings, chunk = pulse.telemetry_number, chunk + pulse.telemetry
+                if chunk:
+                    yield chunk
+                if at_hand is not None and after_seq - before_seq < EVENTS_PER_CHUNK:
+                    await pulse.after(rings)
         finally:
+            pulse.leave(telemetry=telemetry)
             self._open -= 1
+
+
+async def _from_ledger(source: Source, after_seq: int, viewer: Viewer) -> tuple[bytes, int]:
+    """Events that memory no longer holds. Raises LogUnavailable."""
+    entries = await History(source).after(after_seq, EVENTS_PER_CHUNK, viewer)
+    return (framed(entries, viewer), entries[-1].record.seq) if entries else (b"", after_seq)
+
+
+def _reset(as_of_seq: int) -> bytes:
+    """Tells a reader to read the snapshot, as new as this at least, and that events follow from there on."""
+    told = Reset(snapshot=f"/v1/state?min_seq={as_of_seq}", as_of_seq=as_of_seq)
+    return b"event: reset\nid: %d\ndata: %s\n\n" % (as_of_seq, msgspec.json.encode(told))
 
 
 class _Stream(EventSourceResponse):
@@ -133,12 +165,25 @@ class _Stream(EventSourceResponse):
         except SendTimeoutError:
             return
 
+    async def _send_with_timeout(self, send: Send, message: Message) -> None:
+        """As the library does, at a third of its cost: this happens thousands of times a second."""
+        try:
+            async with asyncio.timeout(SEND_TIMEOUT_S):
+                await send(message)
+        except TimeoutError:
+            raise SendTimeoutError from None
 
-def _begin(request: Request, from_seq: int | None, last_seq: int) -> int:
-    """After which event a stream begins. What a browser saw last counts before what its address says."""
+
+def _begin(request: Request, from_seq: int | None, last_seq: int) -> Place:
+    """After which event a stream begins. What a browser saw last counts before what its address says.
+
+    Who names a place in the address gets everything from there on; who only comes back, and late, does better with a snapshot.
+    """
     seen = request.headers.get("last-event-id")
-    if seen:
-        if not seen.isascii() or not seen.isdigit() or len(seen) > 19:
-            raise bad_query("Last-Event-ID", "it is no place in the ledger")
-        return int(seen)
-    return last_seq if from_seq is None else max(0, from_seq - 1)
+    if not seen:
+        return Place(last_seq if from_seq is None else max(0, from_seq - 1))
+    if not seen.isascii() or not seen.isdigit() or len(seen) > 19:
+        raise bad_query("Last-Event-ID", "it is no place in the ledger")
+    if from_seq is None and int(seen) < last_seq - RESUMED_EVENTS_MAX:
+        return Place(last_seq, is_reset=True)
+    return Place(int(seen))

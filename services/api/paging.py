@@ -15,7 +15,7 @@ from events.codec import HOSTILE_DECODE_ERRORS
 from services.api.problems import bad_query
 
 LIMIT_DEFAULT = 50
-LIMIT_MAX = 500
+LIMIT_MAX = 1000
 CURSOR_CHARACTERS_MAX = 200
 
 _Place = Annotated[int, Meta(ge=-(1 << 62), le=1 << 62)]

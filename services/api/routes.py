@@ -15,16 +15,18 @@ from fastapi import FastAPI, Request
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from services.api import queries
 from services.api.asking import Endpoint
-from services.api.desk import Answer, Desk
+from services.api.desk import Desk
 from services.api.door import Door
 from services.api.live import EVENTS, Streams, wants_stream
 from services.api.metrics import CONTENT_TYPE, exposition
 from services.api.pages import add_pages
 from services.api.problems import MEDIA_TYPE, Problem, ProblemFound, Trouble
 from services.api.queries import AS_OF, EVERYWHERE, Parameter
+from services.api.shelf import Answer
 
 TITLE = "GPU Bazaar query API"
 SEQ_HEADER = "x-stream-seq"
@@ -47,14 +49,16 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True):
     as_of_seq: int
 
 
-def make_app(desk: Desk, streams: Streams, readiness: Readiness, *, is_loopback: bool, version: str, is_proxied: bool = False) -> FastAPI:
+def make_app(desk: Desk, streams: Streams, readiness: Readiness, *, is_loopback: bool, version: str, is_proxied: bool = False) -> ASGIApp:
     """The app over a desk. `is_loopback`: who connects without a token may see everything. `is_proxied`: see `Door`."""
     app = FastAPI(title=TITLE, version=version, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     _answer_problems(app, desk)
     door = Door(desk, is_local=is_loopback, is_proxied=is_proxied)
+    readers: dict[str, Handler] = {}
     for endpoint in desk.endpoints:
         read = _reading(desk, endpoint, door)
-        _add(app, endpoint.path, _following(desk, streams, read, door) if endpoint is EVENTS else read, endpoint)
+        readers[endpoint.path] = handler = _following(desk, streams, read, door) if endpoint is EVENTS else read
+        _add(app, endpoint.path, handler, endpoint)
 
     async def healthz() -> Response:
         return _json(msgspec.json.encode(Health(status="ok", version=version)))
@@ -82,7 +86,33 @@ def make_app(desk: Desk, streams: Streams, readiness: Readiness, *, is_loopback:
     app.add_api_route("/openapi.json", openapi, include_in_schema=False)
     shapes: list[type[msgspec.Struct]] = [Problem, Health, Ready, *(endpoint.shape for endpoint in desk.endpoints)]
     app.openapi = lambda: _document(app, shapes)  # type: ignore[method-assign]
-    return app
+    return _Front(app, desk, readers)
+
+
+class _Front:
+    """The endpoints themselves, before FastAPI: what is asked for often goes through as little as possible. The rest goes on to the app."""
+
+    def __init__(self, app: FastAPI, desk: Desk, readers: dict[str, Handler]) -> None:
+        self._app = app
+        self._desk = desk
+        self._readers = readers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path: str = scope["path"]
+        if not path.startswith("/v1/"):
+            await self._app(scope, receive, send)
+            return
+        request = Request(scope)
+        try:
+            endpoint, name = self._desk.find(path)
+            scope["path_params"] = {"name": name} if name else {}
+            response = await self._readers[endpoint.path](request)
+        except ProblemFound as problem:
+            response = _problem(request, problem, self._desk)
+        except Exception:
+            await _problem(request, ProblemFound(Trouble.INTERNAL), self._desk)(scope, receive, send)
+            raise  # into the log
+        await response(scope, receive, send)
 
 
 def _reading(desk: Desk, endpoint: Endpoint, door: Door) -> Handler:
@@ -109,12 +139,14 @@ def _respond(request: Request, answer: Answer) -> Response:
         "etag": answer.etag,
         SEQ_HEADER: str(answer.as_of_seq),
         "cache-control": "no-cache",
-        "vary": "accept, authorization, x-auth-token",
+        "vary": "accept, accept-encoding, authorization, x-auth-token",
     }
     if answer.next_query is not None:
         headers["link"] = f'<{quote(request.url.path)}?{answer.next_query}>; rel="next"'
     if _knows(request.headers.get("if-none-match", ""), answer.etag):
         return Response(status_code=304, headers=headers)
+    if answer.is_worth_packing and "gzip" in request.headers.get("accept-encoding", ""):
+        return _json(answer.packed(), headers | {"content-encoding": "gzip"})
     return _json(answer.body, headers)
 
 
@@ -131,13 +163,18 @@ def _json(body: bytes, headers: dict[str, str] | None = None) -> Response:
 # --- problems ---
 
 
+def _problem(request: Request, problem: ProblemFound, desk: Desk) -> Response:
+    """A problem, with where the ledger stood."""
+    seq = None if desk.source is None else desk.source.mirror.market.last_seq
+    headers = {"cache-control": "no-store", **problem.headers}
+    return Response(problem.body(quote(request.url.path), seq), problem.status, headers, media_type=MEDIA_TYPE)
+
+
 def _answer_problems(app: FastAPI, desk: Desk) -> None:
-    """Whatever goes wrong below `/v1` is answered as a problem, with where the ledger stood."""
+    """Whatever goes wrong is answered as a problem, here as in front."""
 
     def respond(request: Request, problem: ProblemFound) -> Response:
-        seq = None if desk.source is None else desk.source.mirror.market.last_seq
-        headers = {"cache-control": "no-store", **problem.headers}
-        return Response(problem.body(quote(request.url.path), seq), problem.status, headers, media_type=MEDIA_TYPE)
+        return _problem(request, problem, desk)
 
     async def on_problem(request: Request, error: Exception) -> Response:
         assert isinstance(error, ProblemFound)

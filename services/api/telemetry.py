@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 from events.wire import BeatCard, BeatLease, BeatView
 from projections.nodes import Node, NodeState
 
@@ -15,6 +17,8 @@ class Telemetry:
         self._heard: dict[str, tuple[int, BeatView]] = {}
         self._leases: dict[int, BeatLease] = {}
         self._cards: dict[str, dict[str, BeatCard]] = {}
+        self._fresh: dict[str, None] = {}
+        """Nodes heard of since somebody took what was fresh; whoever waits longest comes first."""
 
     def note(self, view: BeatView, now_ms: int) -> None:
         """A heartbeat arrived."""
@@ -24,6 +28,7 @@ class Telemetry:
             for lease in before[1].beat.leases:
                 self._leases.pop(lease.epoch, None)
         self._heard[node_id] = (now_ms, view)
+        self._fresh[node_id] = None
         self._cards[node_id] = {card.uuid: card for card in view.beat.cards}
         for lease in view.beat.leases:
             self._leases[lease.epoch] = lease
@@ -32,9 +37,17 @@ class Telemetry:
         """The node is no longer on the market."""
         heard = self._heard.pop(node_id, None)
         self._cards.pop(node_id, None)
+        self._fresh.pop(node_id, None)
         if heard is not None:
             for lease in heard[1].beat.leases:
                 self._leases.pop(lease.epoch, None)
+
+    def take_fresh(self, most: int) -> list[tuple[int, BeatView]]:
+        """The last heartbeats of nodes that were heard of since they were last taken, with when; at most so many."""
+        taken = list(islice(self._fresh, most))
+        for node_id in taken:
+            del self._fresh[node_id]
+        return [self._heard[node_id] for node_id in taken]
 
     def heard_ms(self, node_id: str) -> int | None:
         """When the node was last heard of."""

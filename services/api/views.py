@@ -169,7 +169,7 @@ def job_view(job: Job, market: Market, *, lease: BeatLease | None = None, queue_
 
 def _using(lease: BeatLease) -> UsingView:
     return UsingView(
-        ran_ms=lease.ran_ms, gpu_percent=_known(lease.gpu_percent), memory_mib=lease.memory_mib, gpu_memory_mib=_known(lease.gpu_memory_mib)
+        ran_ms=lease.ran_ms, gpu_percent=known(lease.gpu_percent), memory_mib=lease.memory_mib, gpu_memory_mib=known(lease.gpu_memory_mib)
     )
 
 
@@ -179,9 +179,9 @@ def _usage(run: Run, usage: RunUsage) -> UsageView:
         samples=usage.samples,
         cpu_ms=usage.cpu_ms,
         peak_memory_mib=usage.peak_memory_mib,
-        mean_gpu_percent=[_known(value) for value in usage.mean_gpu_percent],
-        max_gpu_percent=[_known(value) for value in usage.max_gpu_percent],
-        peak_gpu_memory_mib=[_known(value) for value in usage.peak_gpu_memory_mib],
+        mean_gpu_percent=[known(value) for value in usage.mean_gpu_percent],
+        max_gpu_percent=[known(value) for value in usage.max_gpu_percent],
+        peak_gpu_memory_mib=[known(value) for value in usage.peak_gpu_memory_mib],
     )
 
 
@@ -371,12 +371,12 @@ def _cards(node: Node, telemetry: Telemetry) -> list[CardView]:
                 healthy=healthy,
                 state="taken" if epoch is not None else "free" if healthy else "unhealthy",
                 job=None if allocation is None else allocation.job_id,
-                gpu_percent=None if beat is None else _known(beat.gpu_percent),
+                gpu_percent=None if beat is None else known(beat.gpu_percent),
                 memory_used_mib=None if beat is None else beat.memory_used_mib,
-                temperature_c=None if beat is None else _known(beat.temperature_c),
-                power_w=None if beat is None else _known(beat.power_w),
-                ecc_errors=None if beat is None else _known(beat.ecc_errors),
-                processes=None if beat is None else _known(beat.processes),
+                temperature_c=None if beat is None else known(beat.temperature_c),
+                power_w=None if beat is None else known(beat.power_w),
+                ecc_errors=None if beat is None else known(beat.ecc_errors),
+                processes=None if beat is None else known(beat.processes),
                 unhealthy=None if beat is None else beat.unhealthy or None,
                 pci=card.pci or None,
                 compute_capability=card.compute_capability or None,
@@ -386,7 +386,8 @@ def _cards(node: Node, telemetry: Telemetry) -> list[CardView]:
     return views
 
 
-def _known(reading: int) -> int | None:
+def known(reading: int) -> int | None:
+    """A reading, None when it could not be read."""
     return None if reading < 0 else reading
 
 
