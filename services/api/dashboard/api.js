@@ -32,8 +32,9 @@ export async function get(path, query = {}) {
   return body;
 }
 
-// Calls `onEvents` with lists of events in order and without a hole, whatever happens to the connection; `onState` with live or reconnecting.
-export function follow(fromSeq, onEvents, onState) {
+// Calls `onEvents` with lists of events in order and without a hole, whatever happens to the connection; `onState` with live or reconnecting;
+// `onReset` when this page was away for so long that it should look at the whole anew; `onTelemetry` with the last readings of nodes.
+export function follow(fromSeq, { onEvents, onState, onReset, onTelemetry }) {
   let stopped = false;
   let last = fromSeq;
   let controller = null;
@@ -43,15 +44,22 @@ export function follow(fromSeq, onEvents, onState) {
       controller = new AbortController();
       try {
         const asked = headers({ Accept: "text/event-stream", "Last-Event-ID": String(last) });
-        const answer = await fetch("/v1/events", { headers: asked, signal: controller.signal, cache: "no-store" });
+        const answer = await fetch("/v1/events?telemetry=true", { headers: asked, signal: controller.signal, cache: "no-store" });
         if (!answer.ok) throw new Problem(answer.status, {});
         onState("live");
         wait = AGAIN_MS;
-        await read(answer.body.getReader(), (events) => {
-          const fresh = events.filter((event) => event.seq > last);
-          if (fresh.length) {
-            last = fresh[fresh.length - 1].seq;
-            onEvents(fresh);
+        await read(answer.body.getReader(), (name, told) => {
+          if (name === "telemetry") {
+            for (const data of told) onTelemetry(data.nodes);
+          } else if (name === "reset") {
+            last = told[told.length - 1].as_of_seq;
+            onReset(last);
+          } else {
+            const fresh = told.filter((event) => event.seq > last);
+            if (fresh.length) {
+              last = fresh[fresh.length - 1].seq;
+              onEvents(fresh);
+            }
           }
         });
       } catch (error) {
@@ -68,7 +76,8 @@ export function follow(fromSeq, onEvents, onState) {
   return () => { stopped = true; if (controller) controller.abort(); };
 }
 
-async function read(reader, onEvents) {
+// Calls `onTold` with the name of the events (empty for those of the ledger) and their data, neighbours of one name together.
+async function read(reader, onTold) {
   const decoder = new TextDecoder();
   let rest = "";
   for (;;) {
@@ -77,10 +86,22 @@ async function read(reader, onEvents) {
     rest += decoder.decode(value, { stream: true });
     const end = rest.lastIndexOf("\n\n");
     if (end < 0) continue;
-    const whole = rest.slice(0, end);
+    const blocks = rest.slice(0, end).split("\n\n");
     rest = rest.slice(end + 2);
-    const events = [];
-    for (const line of whole.split("\n")) if (line.startsWith("data: ")) events.push(JSON.parse(line.slice(6)));
-    if (events.length) onEvents(events);
+    let before = "";
+    let told = [];
+    for (const block of blocks) {
+      let name = "";
+      let data = null;
+      for (const line of block.split("\n")) {
+        if (line.startsWith("event: ")) name = line.slice(7);
+        else if (line.startsWith("data: ")) data = JSON.parse(line.slice(6));
+      }
+      if (data === null) continue;
+      if (name !== before && told.length) { onTold(before, told); told = []; }
+      before = name;
+      told.push(data);
+    }
+    if (told.length) onTold(before, told);
   }
 }

@@ -42,6 +42,18 @@ function useScheme() {
   return [scheme, setScheme];
 }
 
+// The state with the last readings of cards, as nodes tell them between two looks.
+function withReadings(state, readings) {
+  const byNode = new Map(readings.map((node) => [node.id, node]));
+  const nodes = state.nodes.map((node) => {
+    const read = byNode.get(node.id);
+    if (!read) return node;
+    const byCard = new Map(read.cards.map((card) => [card.uuid, card]));
+    return { ...node, heard_ms: read.heard_ms, cards: node.cards.map((card) => ({ ...card, ...byCard.get(card.uuid) })) };
+  });
+  return { ...state, nodes };
+}
+
 function App() {
   const [state, setState] = useState(null);
   const [problem, setProblem] = useState(null);
@@ -55,6 +67,8 @@ function App() {
   const [page, id] = useHash();
   const wall = useClock();
   const last = useRef({ seq: 0, timer: null });
+
+  last.current.asOf = asOf;
 
   function failed(error) {
     if (error instanceof Problem && error.status === 401) setNeedsToken(true);
@@ -80,10 +94,15 @@ function App() {
   useEffect(() => {
     if (!known || needsToken) return undefined;
     const timers = last.current;
-    return follow(Math.max(0, timers.seq - 50), (fresh) => {
-      setEvents((before) => [...before, ...fresh].slice(-EVENTS_KEPT));
-      if (!timers.timer) timers.timer = setTimeout(() => { timers.timer = null; setBeat((count) => count + 1); }, GATHER_MS);
-    }, (how) => (how === "token" ? setNeedsToken(true) : setLink(how)));
+    return follow(Math.max(0, timers.seq - 50), {
+      onEvents: (fresh) => {
+        setEvents((before) => [...before, ...fresh].slice(-EVENTS_KEPT));
+        if (!timers.timer) timers.timer = setTimeout(() => { timers.timer = null; setBeat((count) => count + 1); }, GATHER_MS);
+      },
+      onReset: () => { setEvents([]); setBeat((count) => count + 1); },
+      onTelemetry: (nodes) => setState((before) => (before && !timers.asOf ? withReadings(before, nodes) : before)),
+      onState: (how) => (how === "token" ? setNeedsToken(true) : setLink(how)),
+    });
   }, [known, needsToken]);
 
   if (needsToken) return html`<${AskToken} give=${(text) => { token.keep(text); setNeedsToken(false); }} />`;
