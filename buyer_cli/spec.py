@@ -42,6 +42,8 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     args: tuple[str, ...] = ()
     requirements: Requirements = Requirements()
     """Without the target."""
+    num_nodes: int = 1
+    """More than 1: a gang, one job for each rank."""
     choices: tuple[Choice, ...] = ()
     """Cards that would do as well."""
     target: Target | None = None
@@ -173,6 +175,7 @@ def _wish(layer: Layer, target: Target | None, kind: JobKind) -> Wish:
         command=get("command", ()),
         args=get("args", ()),
         requirements=_requirements(layer, target, kind),
+        num_nodes=_num_nodes(layer, target, kind),
         choices=_choices(layer, target),
         target=target,
         image=get("image"),
@@ -208,7 +211,11 @@ def _requirements(layer: Layer, target: Target | None, kind: JobKind) -> Require
     gpus = get("gpus")
     if target is not None and target.cards:
         if gpus is not None and gpus != len(target.cards):
-            raise SpecError(f"--gpus {gpus}", f"the target names {len(target.cards)} cards", "leave --gpus out: the target says how many")
+            raise SpecError(
+                f"--gpus {gpus}",
+                f"the target names {len(target.cards)} card{'s' if len(target.cards) > 1 else ''}",
+                "leave --gpus out: the target says how many",
+            )
         gpus = len(target.cards)
     gpus = 1 if gpus is None else gpus
     for name in ("vram", "total-vram", "gpu-model", "min-cuda", "min-utilisation", "gpu-memory-limit"):
@@ -230,6 +237,18 @@ def _requirements(layer: Layer, target: Target | None, kind: JobKind) -> Require
         target_cards=() if target is None else target.cards,
         sessions=kind is not JobKind.BATCH,
     )
+
+
+def _num_nodes(layer: Layer, target: Target | None, kind: JobKind) -> int:
+    number: int = layer.get("nodes", 1)
+    if number > 1:
+        if kind is not JobKind.BATCH:
+            raise SpecError(f"--nodes {number}", f"a {kind.value} runs on one node", "leave --nodes out")
+        if target is not None:
+            raise SpecError(f"--nodes {number}", "each rank of a gang has a node of its own, and the target is one", "leave --target out")
+        if layer.get("or"):
+            raise SpecError(f"--nodes {number}", "all ranks of a gang ask for the same", "leave --or out")
+    return number
 
 
 def _choices(layer: Layer, target: Target | None) -> tuple[Choice, ...]:
@@ -295,6 +314,7 @@ def submission(
     node_id: str | None = None,
     group_id: str | None = None,
     org_id: str | None = None,
+    rank: int = 0,
     policy: Policy | None = None,
 ) -> JobSubmitted:
     """The fact to publish for a wish whose files are stored; times that nobody named are the market's (`policy`).
@@ -322,6 +342,8 @@ def submission(
         retries=wish.retries,
         labels=wish.labels,
         group_id=group_id,
+        num_nodes=wish.num_nodes,
+        rank=rank,
         org_id=org_id,
     )
     _check_bounds(event)

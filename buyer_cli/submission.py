@@ -8,13 +8,13 @@ import secrets
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
 from buyer_cli import render
 from buyer_cli.api_reads import Api
-from buyer_cli.complaint import Complaint
+from buyer_cli.complaint import NO_PLACE, Complaint
 from buyer_cli.finding import find_node
 from buyer_cli.inputs import InputFile
 from buyer_cli.organisations import own_orgs, pick_org
@@ -57,13 +57,34 @@ async def orders_for(client: MarketClient, api: Api, plans: list[Plan]) -> list[
 
 
 async def _node_id(api: Api, plan: Plan) -> str | None:
+    """The node that is meant. What is no card of it is refused here, before anything of several jobs is submitted."""
     target = plan.wish.target
     if target is None:
         return None
-    if _NODE_ID.fullmatch(target.node):
-        return target.node
-    node: str = find_node(await asyncio.to_thread(api.items, "/v1/nodes"), target.node)["id"]
-    return node
+    named = _NODE_ID.fullmatch(target.node) is not None
+    try:
+        nodes = await asyncio.to_thread(api.items, "/v1/nodes")
+    except MarketUnreachable:
+        if not named:
+            raise
+        return target.node  # the market itself knows it
+    node = find_node(nodes, target.node)
+    _has_cards(node, target.cards)
+    return str(node["id"])
+
+
+def _has_cards(node: dict[str, Any], asked: tuple[int, ...]) -> None:
+    have = [int(card["index"]) for card in node.get("cards", ())]
+    missing = [index for index in asked if index not in have]
+    if not missing:
+        return
+    why = f"It has {_numbers(have)}." if have else "It offers no card."
+    what = f"Node {node.get('name')} has no {_numbers(missing)}."
+    raise Complaint("unknown_target", what, why, f"bazaar node {node.get('id')}", exit_code=NO_PLACE)
+
+
+def _numbers(indices: list[int]) -> str:
+    return f"card{'' if len(indices) == 1 else 's'} {', '.join(map(str, indices))}"
 
 
 async def submit(
@@ -91,8 +112,20 @@ async def submit(
         if plan.secrets:
             order = await _with_secrets(client, order, plan.secrets)
         sending(order.job_id)
-        done.append(Submitted(order, plan, await _publish(client, order)))
+        try:
+            done.append(Submitted(order, plan, await _publish(client, order)))
+        except (Refused, MarketUnreachable):
+            _say_taken(terminal, done)
+            raise
     return done
+
+
+def _say_taken(terminal: Terminal, done: list[Submitted]) -> None:
+    """Of several jobs one was refused: those before it are the market's already."""
+    if done:
+        taken = " ".join(entry.order.job_id for entry in done)
+        terminal.note(f"submitted before it: {taken}")
+        terminal.note(f"         they go on; bazaar cancel {taken}")
 
 
 async def _with_secrets(client: MarketClient, order: JobSubmitted, secrets: SecretValues) -> JobSubmitted:

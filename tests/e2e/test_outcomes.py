@@ -170,6 +170,29 @@ def test_a_target_is_a_node_and_its_cards(market: MarketEnv) -> None:
     market.bazaar("run", "--allow-simulated", "-t", "nowhere", "-c", "print(1)", code=3)
 
 
+def test_each_target_is_a_job_of_its_own_in_one_group(market: MarketEnv) -> None:
+    [node] = market.get("/v1/nodes")["items"]
+    targets = ["-t", f"{node['id']}::1", "-t", f"{node['name']}:0::0", "-t", f"{node['name']}"]
+    told = market.bazaar("run", "--allow-simulated", "-d", *targets, "--", "true").stdout.split()
+    jobs = [market.wait_for_job(job_id, "succeeded") for job_id in told]
+    assert 3 == len(jobs) and 1 == len({job["group"] for job in jobs}) and jobs[0]["group"] is not None
+    assert [[1], [0]] == [[card["index"] for card in job["gpus"]] for job in jobs[:2]]
+    assert {node["id"]} == {job["node"] for job in jobs}
+
+
+def test_a_card_that_a_node_does_not_have_is_refused_and_nothing_of_the_order_is_submitted(market: MarketEnv) -> None:
+    [node] = market.get("/v1/nodes")["items"]
+    before = [job["id"] for job in market.get("/v1/jobs")["items"]]
+    for target in (node["name"], node["id"]):
+        told = market.bazaar("run", "--allow-simulated", "-d", "-t", f"{target}::0", "-t", f"{target}::1,7", "--", "true", code=5)
+        assert "" == told.stdout
+        assert f"Node {node['name']} has no card 7." in told.stderr and "It has cards 0, 1." in told.stderr
+        assert "waits in the queue" not in told.stderr
+    problem = market.bazaar("quote", "--json", "-t", f"{node['id']}::7,9", "--", "true", code=5).problem
+    assert ("unknown_target", 422) == (problem["code"], problem["status"])
+    assert before == [job["id"] for job in market.get("/v1/jobs")["items"]]
+
+
 # --- files ---
 
 
