@@ -286,7 +286,6 @@ class NodeView(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     drain_reason: str | None
     drain_deadline_ms: int | None
     maintenance_from_ms: int | None
-    """Of a maintenance that is to come or lasts; no job is matched there that could reach into it."""
     maintenance_until_ms: int | None
     maintenance_reason: str | None
     offered_ms: int
