@@ -6,7 +6,7 @@ maintenance) is reckoned in advance. What no ledger holds is said as such: a nod
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from events.fact import Event
@@ -18,11 +18,12 @@ from projections.job_states import CLAIMED, MATCHED, QUEUED
 from projections.jobs import Job
 from projections.market import Market
 from projections.nodes import Node, NodeState
-from services.matcher.feasibility import Ask, Scene, ask_of
+from services.matcher.feasibility import Ask, Scene, asks_of
 from services.matcher.verdicts import OfferKeys, tier_of, verdicts
-from services.matcher.why import cause_of
+from services.matcher.why import NEAREST_FIRST, cause_of
 
 NEAR = frozenset({Nearness.FREE, Nearness.CAPACITY})
+RANK = {tier: at for at, tier in enumerate(NEAREST_FIRST)}
 CHANGES_ACCESS: tuple[type[Event], ...] = (MemberAdded, MemberRemoved, MemberRoleChanged)
 
 
@@ -99,20 +100,20 @@ class WaitWatch:
         return touched
 
     def _look(self, market: Market, job: Job, records: list[Record], touched: set[str]) -> None:
-        scene, ask = Scene(market, market.time_ms), ask_of(job)
+        scene, asks = Scene(market, market.time_ms), asks_of(job)
         if job.updated_seq != self._seen_seq or any(isinstance(record.event, CHANGES_ACCESS) for record in records):
             self._tiers, self._timed = {}, set()
-            self._ask(market, scene, ask, market.nodes)
+            self._ask(market, scene, asks, market.nodes)
             self._seen_seq = job.updated_seq
         else:
             self._count_placed(records)
-            self._ask(market, scene, ask, touched)
+            self._ask(market, scene, asks, touched)
         cause, text = cause_of(market, job, self._count(), scene.now_ms)
         self._wait_for(cause, text, job, scene.now_ms, market.last_seq)
-        self._later = list(self._foresee(market, job, ask, scene.now_ms))
+        self._later = list(self._foresee(market, job, asks, scene.now_ms))
 
-    def _ask(self, market: Market, scene: Scene, ask: Ask, node_ids: Iterable[str]) -> None:
-        """What these nodes say now; the others say what they said."""
+    def _ask(self, market: Market, scene: Scene, asks: Sequence[Ask], node_ids: Iterable[str]) -> None:
+        """What these nodes say now to the nearest of what the buyer would take; the others say what they said."""
         nodes = []
         for node_id in node_ids:
             node = market.nodes.get(node_id)
@@ -120,11 +121,15 @@ class WaitWatch:
                 self._tiers.pop(node_id, None)
                 continue
             nodes.append(node)
-            is_timed = node_id in ask.avoid or node.maintenance is not None or (ask.requirements.min_tier and node.tier_until_ms)
+            is_tiered = any(ask.requirements.min_tier for ask in asks) and node.tier_until_ms
+            is_timed = node_id in asks[0].avoid or node.maintenance is not None or is_tiered
             (self._timed.add if is_timed else self._timed.discard)(node_id)
-        found = verdicts(ask, scene, nodes, self._keys)
-        tiers = [tier_of(condition) for condition in (*found.asked, None)]
-        self._tiers.update((node_id, tiers[at]) for node_id, at in found.first.items())
+        for place, ask in enumerate(asks):
+            found = verdicts(ask, scene, nodes, self._keys)
+            tiers = [tier_of(condition) for condition in (*found.asked, None)]
+            for node_id, at in found.first.items():
+                if place == 0 or RANK[tiers[at]] < RANK[self._tiers[node_id]]:
+                    self._tiers[node_id] = tiers[at]
 
     def _count_placed(self, records: list[Record]) -> None:
         """Others were placed where this job could have run."""
@@ -140,14 +145,14 @@ class WaitWatch:
 
     # -- what time alone changes --
 
-    def _foresee(self, market: Market, job: Job, ask: Ask, now_ms: int) -> Iterator[Later]:
+    def _foresee(self, market: Market, job: Job, asks: Sequence[Ask], now_ms: int) -> Iterator[Later]:
         changing = [market.nodes[node_id] for node_id in self._timed if node_id in market.nodes]
-        moments = {job.not_before_ms, *ask.avoid.values()}
+        moments = {job.not_before_ms, *asks[0].avoid.values()}
         for node in changing:
             moments.update(_moments(node, job))
         before = dict(self._tiers) if changing else self._tiers
         for at_ms in sorted(at for at in moments if at > now_ms):
-            self._ask(market, Scene(market, at_ms), ask, [node.node_id for node in changing])
+            self._ask(market, Scene(market, at_ms), asks, [node.node_id for node in changing])
             cause, text = cause_of(market, job, self._count(), at_ms)
             yield Later(at_ms, cause, text)
         self._tiers = before

@@ -11,7 +11,7 @@ from builders import START_MS, History, Later, given, job_id, job_of, job_submit
 from events import jobs, market, nodes
 from events.market import Policy
 from events.reasons import Reason
-from events.values import Accept, Isolation, Network, Tier
+from events.values import Accept, Isolation, Network, Requirements, Tier
 from events.why import Cause, Interval, Nearness, Why
 from projections.arbiter import apply
 from projections.market import Market
@@ -230,3 +230,12 @@ def test_an_offer_that_opens_to_everybody_changes_what_the_node_says() -> None:
     history = History(at_ms=START_MS)
     history.happen(node_offered(accept=Accept.OWN), job_submitted(), Later(1000), node_offered(), Later(1000))
     assert [Cause.IMPOSSIBLE, Cause.SILENT] == [wait.cause for wait in watch(history)]
+
+
+def test_the_wait_of_a_job_that_would_take_several_things_goes_by_the_nearest() -> None:
+    history = History(at_ms=START_MS)
+    history.happen(node_offered(gpus=2), job_submitted("other", num_gpus=2))
+    history.happen(matched(history.market, "other"), Later(1000))
+    two = Requirements(num_gpus=2)
+    history.happen(job_submitted(vram_mib=80_000, variants=(two,)), Later(1000))
+    assert [(Cause.CAPACITY, 1000)] == [(wait.cause, wait.until_ms - wait.from_ms) for wait in watch(history)]
