@@ -249,6 +249,7 @@ def quote_request(order: JobSubmitted, *, submitted: bool) -> QuoteRequest:
     """The question of who could run this job; its place in the queue as well, once it is submitted."""
     return QuoteRequest(
         requirements=order.requirements,
+        num_nodes=order.num_nodes,
         variants=order.variants,
         max_price_uusd_per_gpu_hour=order.max_price_uusd_per_gpu_hour,
         timeout_s=order.timeout_s,

@@ -100,5 +100,7 @@ def say_quote(terminal: Terminal, quote: QuoteAnswer, order: JobSubmitted) -> No
 
 def cost(quote: QuoteAnswer, order: JobSubmitted) -> str:
     """The most that it can cost."""
-    gpus = (order.requirements, *order.variants)[quote.variant].num_gpus
-    return render_quote.cost_sentence(quote, gpus, order.timeout_s, order.max_price_uusd_per_gpu_hour, order.max_total_uusd)
+    gpus, nodes, total = (order.requirements, *order.variants)[quote.variant].num_gpus, order.num_nodes, order.max_total_uusd
+    if nodes > 1:
+        gpus, total = max(1, gpus) * nodes, None if total is None else total * nodes
+    return render_quote.cost_sentence(quote, gpus, order.timeout_s, order.max_price_uusd_per_gpu_hour, total)

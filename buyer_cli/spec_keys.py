@@ -166,6 +166,7 @@ KEYS: tuple[Key, ...] = (
     Key("command", _argument, "ARG", "The command to run, one text an argument.", Shape.MANY, flag=False),
     Key("args", _argument, "ARG", "Arguments of the script.", Shape.MANY, flag=False),
     Key("gpus", _gpus, "N", "Cards of one node, 0 to 8. Default 1."),
+    Key("nodes", _whole(1, 64), "K", "Run on K nodes at once, a rank on each (a gang). Default 1."),
     Key("vram", quantities.size_mib, "SIZE", "Memory of each card, such as 24GB."),
     Key("total-vram", quantities.size_mib, "SIZE", "Memory of the cards together."),
     Key("or", read_choice, "NxSIZE", "What would do as well, such as 2x40GB or '2xRTX 4090'; several: in order of preference.", Shape.MANY),
@@ -231,5 +232,5 @@ KEYS: tuple[Key, ...] = (
     Key("allow-simulated", quantities.yes_or_no, "", "Simulated cards will do.", Shape.SWITCH),
 )
 BY_NAME: dict[str, Key] = {key.name: key for key in KEYS}
-LATER = frozenset({"nodes"})
-"""Names that the contract keeps for what this version cannot do: refused, never swallowed."""
+LATER: frozenset[str] = frozenset()
+"""Names that the contract keeps for what this version cannot do: refused, never swallowed. At present there are none."""

@@ -16,6 +16,7 @@ from buyer_cli import render
 from buyer_cli.api_reads import Api
 from buyer_cli.complaint import NO_PLACE, Complaint
 from buyer_cli.finding import find_node
+from buyer_cli.gangs import ranks_of, submit_together
 from buyer_cli.inputs import InputFile
 from buyer_cli.organisations import own_orgs, pick_org
 from buyer_cli.placing import Manner, agreed
@@ -109,11 +110,13 @@ async def submit(
         if plan.files:
             inputs, size = stored[key]
             order = msgspec.structs.replace(order, program=msgspec.structs.replace(order.program, inputs=inputs, inputs_bytes=size))
+        ranks = ranks_of(order)
         if plan.secrets:
-            order = await _with_secrets(client, order, plan.secrets)
-        sending(order.job_id)
+            ranks = [await _with_secrets(client, rank, plan.secrets) for rank in ranks]
+        for rank in ranks:
+            sending(rank.job_id)
         try:
-            done.append(Submitted(order, plan, await _publish(client, order)))
+            done += [Submitted(rank, plan, seq) for rank, seq in zip(ranks, await _publish(client, ranks), strict=True)]
         except (Refused, MarketUnreachable):
             _say_taken(terminal, done)
             raise
@@ -139,15 +142,17 @@ async def _with_secrets(client: MarketClient, order: JobSubmitted, secrets: Secr
     return msgspec.structs.replace(order, program=program)
 
 
-async def _publish(client: MarketClient, order: JobSubmitted) -> int:
+async def _publish(client: MarketClient, ranks: list[JobSubmitted]) -> list[int]:
+    """Where the job, or each rank of it, stands in the ledger now."""
     try:
-        outcome = await client.submit(order, ANSWER_S)
+        outcomes = await submit_together(client, ranks, ANSWER_S)
     except MarketUnreachable as error:
-        hint = f"look later: bazaar show {order.job_id}"
+        hint = f"look later: bazaar show {ranks[0].job_id}"
         raise MarketUnreachable("The market did not answer the submission.", why=error.why, hint=hint) from None
-    if outcome.reason is not None:
-        raise Refused(outcome.reason, outcome.detail)
-    return outcome.seq
+    for outcome in outcomes:
+        if outcome.reason is not None:
+            raise Refused(outcome.reason, outcome.detail)
+    return [outcome.seq for outcome in outcomes]
 
 
 async def _ship(client: MarketClient, terminal: Terminal, plan: Plan) -> tuple[BlobRef, int]:

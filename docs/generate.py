@@ -1,4 +1,4 @@
-"""Writes events.md, job-states.md, reasons.md and jobs.md from the code that decides them: `make docs`. A test compares."""
+"""Writes events.md, job-states.md, reasons.md, jobs.md and api.md from the code that decides them: `make docs`. A test compares."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from buyer_cli import spec_keys
 from events import codec, reasons, subjects
 from events.fact import Event
 from projections import job_states
+from services.api import app, live, pulse
+from services.api.asking import Endpoint
+from services.api.paging import LIMIT_DEFAULT, LIMIT_MAX
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
@@ -214,13 +217,103 @@ def jobs_page() -> str:
         "Sizes: `24GB` is 24 times 10^9 bytes, `24GiB` 24 times 2^30, a number alone is GB. "
         "Times: `90s`, `10m`, `4h`. Prices are decimal texts in USD.",
         JOB_FILE,
-        f"Names kept for what this version cannot do, and refused: {', '.join(f'`{name}`' for name in sorted(spec_keys.LATER))}.",
+    )
+
+
+EXAMPLES = {
+    "/v1/jobs": "?state=queued,running&label=team%3Dvision&limit=100",
+    "/v1/jobs/ID/events": "?limit=100",
+    "/v1/jobs/ID/why": "?waits=true",
+    "/v1/jobs/ID/logs": "?cursor=0",
+    "/v1/nodes": "?state=offered,draining",
+    "/v1/offers": "?gpus=2&vram=24GB&max_price=0.40",
+    "/v1/quotes": "?gpus=1&vram=24GB&timeout=4h",
+    "/v1/market": "?digest=true",
+    "/v1/stats": "?as_of=2026-03-01T14:02Z",
+    "/v1/state": "?as_of=41250",
+    "/v1/prices": "?model=NVIDIA+H200",
+    "/v1/events": "?from_seq=1&telemetry=true",
+    "/v1/queue": "?min_seq=41250&wait=2s",
+}
+PLAIN = (
+    ("`/`", "The dashboard: [dashboard.md](dashboard.md).", ""),
+    ("`/docs`", "The document as a page.", ""),
+    ("`/openapi.json`", "The document: OpenAPI 3.1, with the schema of every answer.", ""),
+    ("`/healthz`", "Whether the process is alive.", ""),
+    ("`/readyz`", "Whether answers are as new as the ledger; 503 and why when they are not.", ""),
+    ("`/metrics`", "Figures for Prometheus; `?dcgm=1` gives readings of cards NVIDIA's names.", "`/metrics?dcgm=1`"),
+)
+
+
+def api_row(endpoint: Endpoint) -> tuple[str, ...]:
+    path = endpoint.path.replace("{name}", "ID")
+    names = ", ".join(f"`{parameter.name}`" for parameter in endpoint.parameters)
+    who = "everybody" if endpoint.public else "a token's holder"
+    when = "`as_of`" if endpoint.past or any(parameter.name == "as_of" for parameter in endpoint.parameters) else ""
+    return f"`{path}`", endpoint.summary, names, when, who, f"`{path}{EXAMPLES.get(path, '')}`"
+
+
+API_HEAD = """
+Read-only HTTP, at the address that `bazaar-market up` prints: every method but GET and HEAD is a 405, for what changes the market is a
+signed event ([events.md](events.md)). On the market's own machine nothing is asked of readers; elsewhere what is not for everybody needs a
+read token (`bazaar token create NAME`), sent as `Authorization: Bearer TOKEN` or `X-Auth-Token: TOKEN`. The shape of every answer stands in
+`/openapi.json`.
+"""
+API_SHARED = f"""
+## What all of `/v1` shares
+
+- `as_of_seq` in the body, and `X-Stream-Seq` in the headers: the last event of the ledger that the answer takes into account. An answer
+  that was dear to make serves for up to a tenth of a second; it says of which moment it is.
+- `?min_seq=N&wait=2s`: answer only once event N is taken into account, so that who writes can read what it wrote; 503 when that is over.
+- `?as_of=`, where the table says so: the same as it was at a sequence, at milliseconds since 1970, or at a time such as
+  `2026-03-01T14:02Z`; 400 for what has not come yet.
+- Lists: `limit` (default {LIMIT_DEFAULT}, at most {LIMIT_MAX:,}) and `cursor` (`next_cursor` of the page before, or the `Link` header);
+  rows that come or go meanwhile neither hide another nor show it twice.
+- `ETag`: sent back as `If-None-Match`, an answer that has not changed is a 304 without a body. `Accept-Encoding: gzip` is honoured.
+- Problems are `application/problem+json` with `code`, `title`, `detail` and `hint` ([reasons.md](reasons.md)); an unknown name in a query
+  is a 400 that lists the known ones. 429 carries `Retry-After`.
+"""
+API_STREAM = f"""
+## The stream
+
+`/v1/events` is a stream of server-sent events unless JSON is asked for. The `id` of an event is its sequence, so a reader that comes back
+with `Last-Event-ID` goes on behind the last event it saw. It may get, besides events:
+
+- `event: reset` when it was away for more than {live.RESUMED_EVENTS_MAX:,} events: read `snapshot`, go on with the events behind
+  `as_of_seq`, which follow. Who names a place with `from_seq` is told everything from there on instead.
+- `event: telemetry`, only with `?telemetry=true`: the last readings of cards, of each node the latest, at most four times a second and
+  {pulse.TELEMETRY_NODES_MAX} nodes at a time; without an `id`.
+- comments, every {live.PING_S} seconds, which say that the line is open.
+
+At most ten frames a second, and at most {live.STREAMS_MAX} streams. A reader that does not read is let go after {live.SEND_TIMEOUT_S:.0f}
+seconds.
+"""
+
+
+def api_page() -> str:
+    parameters = {(parameter.name, parameter.about): None for endpoint in app.ENDPOINTS for parameter in endpoint.parameters}
+    plain = [(path, what, "", "", "a token's holder" if "metrics" in path else "everybody", example) for path, what, example in PLAIN]
+    head = ("path", "what", "may be asked with", "the past", "for", "example")
+    return page(
+        "# The query API",
+        API_HEAD.strip(),
+        table(head, *(api_row(endpoint) for endpoint in app.ENDPOINTS), *plain),
+        API_SHARED.strip(),
+        API_STREAM.strip(),
+        "## Names in queries",
+        table(("name", "meaning"), *((f"`{name}`", about) for name, about in sorted(parameters))),
     )
 
 
 def pages() -> dict[str, str]:
     """File name -> what it must hold."""
-    return {"events.md": events_page(), "job-states.md": states_page(), "reasons.md": reasons_page(), "jobs.md": jobs_page()}
+    return {
+        "events.md": events_page(),
+        "job-states.md": states_page(),
+        "reasons.md": reasons_page(),
+        "jobs.md": jobs_page(),
+        "api.md": api_page(),
+    }
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ EVENT_CLASSES: tuple[type[Event], ...] = (
     jobs.JobExtended,
     jobs.JobRequeued,
     jobs.JobExpired,
+    jobs.GangStopped,
     jobs.LeaseExpired,
     jobs.GpusReleased,
     market.MarketCreated,

@@ -10,6 +10,7 @@ from events.fact import Event
 from events.reasons import Reason
 from events.values import (
     DEFAULT_PRIORITY,
+    Address,
     Attempt,
     BlobRef,
     Bytes,
@@ -24,6 +25,7 @@ from events.values import (
     NodeId,
     OrgId,
     OutputToken,
+    Port,
     PriceUusdPerGpuHour,
     Priority,
     Program,
@@ -37,6 +39,7 @@ from events.values import (
 )
 
 Retries = Annotated[int, Meta(ge=0, le=20)]
+NumNodes = Annotated[int, Meta(ge=1, le=64)]
 
 
 class JobSubmitted(Event, frozen=True, kw_only=True):
@@ -66,7 +69,9 @@ class JobSubmitted(Event, frozen=True, kw_only=True):
     retries: Retries = 3
     labels: Labels = {}
     group_id: GroupId | None = None
-    num_nodes: Annotated[int, Meta(ge=1, le=64)] = 1
+    num_nodes: NumNodes = 1
+    """More than 1: this is one rank of a gang, whose ranks share the group and stand one after the other in one signed message."""
+    rank: Annotated[int, Meta(ge=0, le=63)] = 0
     org_id: OrgId | None = None
 
 
@@ -83,6 +88,9 @@ class JobMatched(Event, frozen=True, kw_only=True):
     """Ledger time; not claimed by then, the lease expires."""
     variant: Annotated[int, Meta(ge=0, le=4)] = 0
     """What the job gets: its requirements, or (from 1) one of its variants."""
+    master_addr: Address | None = None
+    """Of a rank of a gang: where rank 0 is reached; `master_port`: a port that is the same for all ranks."""
+    master_port: Port | None = None
 
 
 class AttemptEvent(Event, frozen=True, kw_only=True, tag=False):
@@ -221,6 +229,16 @@ class JobRequeued(Event, frozen=True, kw_only=True):
     not_before_ms: TimeMs
     avoid_node: NodeId | None = None
     avoid_until_ms: TimeMs = 0
+
+
+class GangStopped(Event, frozen=True, kw_only=True):
+    """Another rank of the gang has ended, so the matcher stops this one, too."""
+
+    job_id: JobId
+    reason: Reason
+    """Why the other rank ended."""
+    again: bool = False
+    """Whether all ranks are to be tried once more, together."""
 
 
 class JobExpired(Event, frozen=True, kw_only=True):

@@ -9,6 +9,7 @@ from msgspec import Meta
 from events.fact import Event
 from events.values import (
     Accept,
+    Address,
     Card,
     ImageName,
     ImagePattern,
@@ -52,6 +53,8 @@ class NodeOffered(Event, frozen=True, kw_only=True):
     """Which images may run here; empty: any."""
     images_warm: Annotated[tuple[ImageName, ...], Meta(max_length=32)] = ()
     """Images that are here already, the last used first."""
+    address: Address | None = None
+    """Where other nodes reach the programs that run here; without one the node takes no rank of a gang."""
 
 
 class NodeRepriced(Event, frozen=True, kw_only=True):

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from events.codec import BATCH_MAX, EVENT_BYTES_MAX
 from events.envelope import event_hash
+from events.gangs import ranks_from
 from events.reasons import Refusal
 from events.wire import Outcome
 
@@ -30,7 +31,7 @@ RETRIED = frozenset({Refusal.OUT_OF_SEQUENCE, Refusal.RATE_LIMITED, Refusal.UNKN
 class Entry:
     """An event that wants an answer. `id` is the outbox's; `number` is 0 while it waits."""
 
-    __slots__ = ("body", "digest", "flights", "id", "number")
+    __slots__ = ("body", "digest", "flights", "id", "number", "together")
 
     def __init__(self, id: bytes, body: bytes) -> None:
         self.id = id
@@ -39,6 +40,8 @@ class Entry:
         self.digest = b""
         self.flights = 0
         """How often it was sent: from the first time on the market may have taken it."""
+        self.together = ranks_from(body)
+        """So many events, from this one on, fly in one envelope: the market takes all ranks of a gang, or none."""
 
     def __repr__(self) -> str:
         return f"Entry({self.id.hex()[:8]}, number {self.number})"
@@ -100,6 +103,8 @@ class SendWindow:
             size += len(entry.body)
             if taken and size > BATCH_BYTES_MAX - BATCH_MAX:
                 break
+            if entry.together > 1 and (taken or self.flying) and not self._fits(entry.together, room - len(taken), size - len(entry.body)):
+                break
             del self.waiting[0]
             entry.number = self.next_number
             entry.flights += 1
@@ -108,6 +113,10 @@ class SendWindow:
             self.next_number += 1
             taken.append(entry)
         return taken
+
+    def _fits(self, number: int, room: int, size: int) -> bool:
+        """Whether the next so many events fit into this envelope."""
+        return number <= room and size + sum(len(entry.body) for entry in islice(self.waiting, number)) <= BATCH_BYTES_MAX - BATCH_MAX
 
     def grounded(self, taken: list[Entry]) -> None:
         """What `take` gave could not be sent after all."""

@@ -50,6 +50,7 @@ PUBLISHERS: dict[type[Event], tuple[str, ...]] = {
     jobs.JobExtended: (BUYER,),
     jobs.JobRequeued: (MATCHER,),
     jobs.JobExpired: (MATCHER,),
+    jobs.GangStopped: (MATCHER,),
     jobs.LeaseExpired: (MATCHER,),
     jobs.GpusReleased: (SELLER,),
     market.MarketCreated: (MATCHER,),

@@ -43,6 +43,9 @@ SecretName = Annotated[str, Meta(pattern=r"\A[A-Za-z_][A-Za-z0-9_.-]{0,63}\Z", m
 """Also the name of the file in which the job finds the secret."""
 ImagePattern = Annotated[str, Meta(pattern=r"\A[a-zA-Z0-9*?][a-zA-Z0-9._:/@*?-]{0,254}\Z", max_length=255)]
 """An image name with `*` and `?`, as a shell would match it."""
+Address = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9:]([A-Za-z0-9.:-]{0,251}[A-Za-z0-9:])?\Z", max_length=253)]
+"""Where a machine is reached by others: an IP address or a host name."""
+Port = Annotated[int, Meta(ge=1, le=65535)]
 PciAddress = Annotated[str, Meta(pattern=r"\A([0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7])?\Z", max_length=16)]
 
 Uusd = Annotated[int, Meta(ge=0, le=10**15)]

@@ -146,6 +146,11 @@ class SyncJob(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     results: BlobRef | None = None
     """The manifest of the result files."""
     results_bytes: int = 0
+    master_addr: str | None = None
+    """Of a rank of a gang: where rank 0 is reached."""
+    master_port: int | None = None
+    gang_stopped: bool = False
+    """It is stopping because another rank has ended."""
 
 
 class SyncNode(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -248,6 +253,8 @@ class QuoteRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """`rpc.quote`: who could run this? Nothing is written."""
 
     requirements: Requirements = Requirements()
+    num_nodes: Annotated[int, Meta(ge=1, le=64)] = 1
+    """So many nodes at once; counts of nodes in the answer are 0 while they are too few."""
     variants: Annotated[tuple[Requirements, ...], Meta(max_length=4)] = ()
     """What would do as well; the answer is about the nearest of all."""
     max_price_uusd_per_gpu_hour: int | None = None

@@ -114,6 +114,7 @@ HANDLERS: dict[type[Event], Handler] = {
             job_events.JobExtended,
             job_events.JobRequeued,
             job_events.JobExpired,
+            job_events.GangStopped,
         ),
         job_handlers.job_event,
     ),

@@ -8,7 +8,7 @@ from events.reasons import Refusal
 from events.values import Role
 from projections import jobs, nodes, parties
 from projections.handling import Handled, both, role_of, touch
-from projections.job_states import HELD, MATCHED, QUEUED
+from projections.job_states import HELD, MATCHED, QUEUED, TERMINAL
 from projections.jobs import Job, Run
 from projections.market import Market
 from projections.nodes import Allocation, NodeState
@@ -24,10 +24,26 @@ def submitted(market: Market, record: Record) -> Handled:
         if known.buyer == record.sender and known.submitted == event:
             return (record.sender,)
         return Refusal.ILLEGAL_IN_STATE
+    if event.num_nodes > 1 and not _joins_gang(market, record.sender, event):
+        return Refusal.ILLEGAL_IN_STATE
     job = jobs.submit(event, record.sender, record.seq, record.time_ms)
     market.jobs[event.job_id] = job
     market.moved(job, None)
     return (record.sender,)
+
+
+def _joins_gang(market: Market, sender: str, event: job_events.JobSubmitted) -> bool:
+    """Take a rank into its gang: the ranks come one after the other, from one wallet, and ask for the same."""
+    group = event.group_id or ""
+    before = market.gangs.get(group, ())
+    if not group or len(before) != event.rank or event.rank >= event.num_nodes:
+        return False
+    if before:
+        first = market.jobs.get(before[0])
+        if first is None or first.buyer != sender or first.submitted.num_nodes != event.num_nodes or first.state is not QUEUED:
+            return False
+    market.gangs[group] = (*before, event.job_id)
+    return True
 
 
 def matched(market: Market, record: Record) -> Handled:
@@ -43,6 +59,8 @@ def matched(market: Market, record: Record) -> Handled:
         return Refusal.ILLEGAL_IN_STATE
     requirements = jobs.choice(job, event.variant)
     if requirements is None or not nodes.are_free(node, event.cards):
+        return Refusal.ILLEGAL_IN_STATE
+    if job.submitted.num_nodes > 1 and any(_has(other, event) for other in market.ranks_of(job)):
         return Refusal.ILLEGAL_IN_STATE
     allocation = Allocation(
         job_id=event.job_id,
@@ -60,6 +78,11 @@ def matched(market: Market, record: Record) -> Handled:
     market.moved(job, QUEUED)
     touch(node, record)
     return _parties(job)
+
+
+def _has(other: Job, event: job_events.JobMatched) -> bool:
+    """Whether another rank of the gang is on that node already."""
+    return other.state in HELD and other.run is not None and other.run.node_id == event.node_id
 
 
 def job_event(market: Market, record: Record) -> Handled:
@@ -80,7 +103,7 @@ def job_event(market: Market, record: Record) -> Handled:
         return refused
     before, charged_uusd = job.state, job.charged_uusd
     stake = None if run is None else run.stake
-    jobs.evolve(job, event, seq, time_ms, sender=sender, auto_retry=market.policy.auto_retry)
+    jobs.evolve(job, event, seq, time_ms, sender=sender, auto_retry=_may_retry(market, job))
     after = job.state
     if after is before:
         if run is not None and stake is not None and run.stake is not stake:
@@ -110,7 +133,7 @@ def lease_expired(market: Market, record: Record) -> Handled:
     if job is None or jobs.refusal(job, event) is not None:
         return (node.wallet,)
     before, charged_uusd = job.state, job.charged_uusd
-    jobs.evolve(job, event, record.seq, record.time_ms, auto_retry=market.policy.auto_retry)
+    jobs.evolve(job, event, record.seq, record.time_ms, auto_retry=_may_retry(market, job))
     market.gave_back(job, job.charged_uusd - charged_uusd, record.time_ms)
     _count_end(market, job)
     market.moved(job, before)
@@ -135,6 +158,14 @@ def released(market: Market, record: Record) -> Handled:
     market.free(event.epoch)
     touch(node, record)
     return (node.wallet,) if job is None else both(job.buyer, node.wallet)
+
+
+def _may_retry(market: Market, job: Job) -> bool:
+    """A gang is tried again as a whole, or not at all: not when one of its ranks has ended."""
+    if not market.policy.auto_retry or job.submitted.num_nodes == 1:
+        return market.policy.auto_retry
+    ranks = market.ranks_of(job)
+    return len(ranks) == job.submitted.num_nodes and all(rank.state not in TERMINAL for rank in ranks)
 
 
 def _extended(market: Market, job: Job, run: Run, before: Stake) -> None:

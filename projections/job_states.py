@@ -9,6 +9,7 @@ from enum import StrEnum
 
 from events.fact import Event
 from events.jobs import (
+    GangStopped,
     JobCancelled,
     JobCancelRequested,
     JobClaimed,
@@ -50,6 +51,8 @@ class After(StrEnum):
     """A transition whose target hangs on the event."""
 
     FAILURE = "after_failure"  # queued again when the reason and the retries allow it, else failed
+    GANG = "after_gang"  # as the rank that ended the gang did, or queued again
+    STOP = "after_stop"  # cancelled, or as GANG when that is why it is stopping
     START = "after_start"  # running for a batch job, starting for a session
 
 
@@ -83,6 +86,7 @@ TRANSITIONS: dict[JobState, dict[type[Event], Target]] = {
         JobExtended: QUEUED,
         JobCancelRequested: CANCELLED,
         JobExpired: EXPIRED,
+        GangStopped: After.GANG,
     },
     MATCHED: {
         JobClaimed: CLAIMED,
@@ -90,6 +94,7 @@ TRANSITIONS: dict[JobState, dict[type[Event], Target]] = {
         LeaseExpired: After.FAILURE,
         JobExtended: MATCHED,
         JobCancelRequested: CANCELLED,
+        GangStopped: After.GANG,
     },
     CLAIMED: {
         JobStarted: After.START,
@@ -97,6 +102,7 @@ TRANSITIONS: dict[JobState, dict[type[Event], Target]] = {
         LeaseExpired: After.FAILURE,
         JobExtended: CLAIMED,
         JobCancelRequested: STOPPING,
+        GangStopped: STOPPING,
     },
     STARTING: {
         SessionReady: RUNNING,
@@ -107,6 +113,7 @@ TRANSITIONS: dict[JobState, dict[type[Event], Target]] = {
         LeaseExpired: After.FAILURE,
         JobExtended: STARTING,
         JobCancelRequested: STOPPING,
+        GangStopped: STOPPING,
         SessionCloseRequested: STARTING,
     },
     RUNNING: {
@@ -117,16 +124,19 @@ TRANSITIONS: dict[JobState, dict[type[Event], Target]] = {
         LeaseExpired: After.FAILURE,
         JobExtended: RUNNING,
         JobCancelRequested: STOPPING,
+        GangStopped: STOPPING,
         SessionCloseRequested: RUNNING,
     },
     STOPPING: {
         JobStarted: STOPPING,
         UsageRecorded: STOPPING,
-        JobCancelled: CANCELLED,
-        JobSucceeded: CANCELLED,
-        JobFailed: CANCELLED,
-        JobTimedOut: CANCELLED,
-        LeaseExpired: CANCELLED,
+        JobCancelled: After.STOP,
+        JobSucceeded: After.STOP,
+        JobFailed: After.STOP,
+        JobTimedOut: After.STOP,
+        LeaseExpired: After.STOP,
+        JobCancelRequested: STOPPING,
+        GangStopped: STOPPING,
     },
     SUCCEEDED: {},
     FAILED: {},

@@ -15,6 +15,7 @@ from events.fact import Event
 from events.jobs import (
     AttemptEnded,
     AttemptEvent,
+    GangStopped,
     JobCancelled,
     JobCancelRequested,
     JobClaimed,
@@ -85,6 +86,8 @@ class Run(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     usage: RunUsage | None = None
     variant: int = 0
     """What of its buyer's choice it got: the requirements, or from 1 a variant."""
+    master_addr: str | None = None
+    master_port: int | None = None
     stake: Stake = Stake()
     """What its buyer and organisation are counted for while the node has it."""
 
@@ -112,6 +115,10 @@ class Job(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     """Nodes passed over, each until when."""
     cancel_ms: int = 0
     cancelled_by: str = ""
+    gang_reason: Reason | None = None
+    """Why another rank of its gang ended, while or because this one is stopped for it."""
+    again: bool = False
+    """It is stopped to be tried again together with the other ranks."""
     closing: bool = False
     ended_ms: int = 0
     updated_ms: int
@@ -183,6 +190,8 @@ def refusal(job: Job, event: Event) -> Refusal | None:
             return Refusal.STALE_EPOCH
     if type(event) not in TRANSITIONS[job.state]:
         return Refusal.ILLEGAL_IN_STATE
+    if job.state is STOPPING and job.cancel_ms and not job.again and isinstance(event, JobCancelRequested | GangStopped):
+        return Refusal.ILLEGAL_IN_STATE  # it is stopping for good already
     if isinstance(event, SessionCloseRequested) and job.submitted.kind is JobKind.BATCH:
         return Refusal.ILLEGAL_IN_STATE  # there is nobody to leave
     return None
@@ -199,6 +208,8 @@ def evolve(job: Job, event: Event, seq: int, now_ms: int, *, sender: str = "", a
         job.state = target
     elif target is After.START:
         job.state = RUNNING if job.submitted.kind is JobKind.BATCH else STARTING
+    elif target is After.GANG or target is After.STOP:
+        job.state = _after_stop(job)
     else:
         job.state = after_failure(job, getattr(event, "reason", Reason.CONTAINER_ERROR), auto_retry)
     if kind is JobReprioritised:
@@ -223,9 +234,12 @@ def match(job: Job, event: JobMatched, seq: int, now_ms: int, node_wallet: str) 
         matched_ms=now_ms,
         claim_by_ms=event.claim_by_ms,
         variant=event.variant,
+        master_addr=event.master_addr,
+        master_port=event.master_port,
         stake=stake_of(job, requirements.num_gpus, event.price_uusd_per_gpu_hour),
     )
-    job.reason = None
+    job.reason = job.gang_reason = None
+    job.again, job.cancel_ms = False, 0
     job.state = MATCHED
     job.updated_ms, job.updated_seq = now_ms, seq
 
@@ -235,6 +249,21 @@ def after_failure(job: Job, reason: Reason, auto_retry: bool) -> JobState:
     if auto_retry and REASONS[reason].retried and job.attempts <= job.submitted.retries and not job.closing:
         return QUEUED
     return FAILED
+
+
+def _after_stop(job: Job) -> JobState:
+    """What a stopped rank of a gang becomes, or, of whatever else was stopping: cancelled."""
+    if job.again:
+        return QUEUED
+    return CANCELLED if job.gang_reason is None else JobState(REASONS[job.gang_reason].state)
+
+
+def _reason_of_stop(job: Job) -> Reason | None:
+    """What a stopped rank of a gang has ended for: nobody else's end is told as a failure but a failure."""
+    if job.gang_reason is None:
+        return None
+    failed = REASONS[job.gang_reason].state in (FAILED, JobState.TIMED_OUT)
+    return Reason.GANG_RANK_FAILED if failed else job.gang_reason
 
 
 def _claim(job: Job, event: JobClaimed, sender: str, now_ms: int) -> None:
@@ -271,7 +300,7 @@ def _report(job: Job, event: AttemptEnded, sender: str, now_ms: int) -> None:
     if event.results is not None or run.results is None:  # a session's last saved work is better than none
         run.results, run.results_bytes = event.results, event.results_bytes
     run.detail, run.usage = event.detail, event.usage
-    run.reason = job.reason = getattr(event, "reason", None)
+    run.reason = job.reason = _reason_of_stop(job) or getattr(event, "reason", None)
     _charge(job, run)
 
 
@@ -285,16 +314,27 @@ def _lose(job: Job, event: LeaseExpired, sender: str, now_ms: int) -> None:
     run = job.run
     assert run is not None
     run.ended_ms, run.ran_ms = now_ms, run.usage_ms
-    run.reason = job.reason = event.reason
+    run.reason = job.reason = _reason_of_stop(job) or event.reason
     _charge(job, run)
 
 
 def _cancel(job: Job, event: JobCancelRequested, sender: str, now_ms: int) -> None:
-    job.cancel_ms, job.cancelled_by = now_ms, sender
+    job.cancel_ms, job.cancelled_by = job.cancel_ms or now_ms, sender
+    job.again, job.gang_reason = False, None
+
+
+def _stop_rank(job: Job, event: GangStopped, sender: str, now_ms: int) -> None:
+    job.gang_reason, job.again = event.reason, event.again
+    if job.state is QUEUED or job.state is MATCHED:
+        job.reason = _reason_of_stop(job)
+        if job.state is MATCHED and job.run is not None:
+            job.run.ended_ms, job.run.reason = now_ms, job.reason
+    else:
+        job.cancel_ms = job.cancel_ms or now_ms
 
 
 def _requeue(job: Job, event: JobRequeued, sender: str, now_ms: int) -> None:
-    job.not_before_ms = event.not_before_ms
+    job.not_before_ms, job.cancel_ms = event.not_before_ms, 0
     if event.avoid_node is not None:
         kept = {node: until for node, until in (job.avoid or {}).items() if until > now_ms}
         kept[event.avoid_node] = event.avoid_until_ms
@@ -341,12 +381,13 @@ CHANGES: dict[type[Event], Callable[[Job, Any, str, int], None]] = {
     JobExtended: _extend,
     SessionCloseRequested: _close,
     JobExpired: _expire,
+    GangStopped: _stop_rank,
 }
 
 
 def _end(job: Job, now_ms: int) -> None:
     job.ended_ms = now_ms
-    if job.state is CANCELLED:
+    if job.state is CANCELLED and job.gang_reason is None:
         job.reason = Reason.CANCELLED_BY_BUYER if job.cancelled_by in ("", job.buyer) else Reason.CANCELLED_BY_OPERATOR
 
 
@@ -359,6 +400,8 @@ def _ledger_ms(job: Job, now_ms: int) -> int:
 def _charge(job: Job, run: Run) -> None:
     """Add what this attempt costs its buyer."""
     payer = Payer.BUYER if job.state is STOPPING or run.reason is None else REASONS[run.reason].payer
+    if job.gang_reason is not None:
+        payer = REASONS[job.gang_reason].payer
     billed_ms = bills.billed_ms(payer, job.submitted.kind, run.ran_ms, run.usage_ms, job.timeout_s)
     cost = charge_uusd(billed_ms, job.requirements.num_gpus, run.price_uusd_per_gpu_hour)
     job.charged_uusd = bills.capped(job.charged_uusd + cost, job.submitted.max_total_uusd)

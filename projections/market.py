@@ -55,6 +55,8 @@ class Market(msgspec.Struct, kw_only=True, omit_defaults=True):
     limits_seq: int = 0
     parties: dict[str, Party] = {}
     """Wallets and organisations that have submitted jobs."""
+    gangs: dict[str, tuple[str, ...]] = {}
+    """Group -> the jobs that are the ranks of its gang, in order."""
     leases: dict[int, str] = {}
     """Epoch -> node that still holds cards for it."""
     queued_of: dict[str, int] = {}
@@ -81,6 +83,14 @@ class Market(msgspec.Struct, kw_only=True, omit_defaults=True):
         org_id = job.submitted.org_id
         buyer = self.parties[job.buyer]
         return (buyer,) if org_id is None else (buyer, self.parties[org_id])
+
+    def ranks_of(self, job: Job) -> tuple[Job, ...]:
+        """All ranks of its gang that are still in memory; the job alone when it is in none."""
+        asked = job.submitted
+        if asked.num_nodes == 1:
+            return (job,)
+        jobs = self.jobs
+        return tuple([jobs[job_id] for job_id in self.gangs.get(asked.group_id or "", ()) if job_id in jobs])
 
     def _meet(self, job: Job) -> None:
         """A job is there: so are its parties."""
@@ -139,7 +149,10 @@ class Market(msgspec.Struct, kw_only=True, omit_defaults=True):
         run = self.jobs[job_id].run
         if run is None or run.epoch not in self.leases:
             del self.finished[job_id]
-            del self.jobs[job_id]
+            asked = self.jobs.pop(job_id).submitted
+            group = asked.group_id or ""
+            if asked.num_nodes > 1 and self.jobs.keys().isdisjoint(self.gangs[group]):
+                del self.gangs[group]
 
     def free(self, epoch: int) -> Node | None:
         """Free the cards of an epoch, if some node still holds them."""

@@ -12,6 +12,7 @@ import msgspec
 from events.fact import Event
 from events.jobs import (
     AttemptEvent,
+    GangStopped,
     GpusReleased,
     JobCancelled,
     JobCancelRequested,
@@ -71,6 +72,7 @@ class Stop(StrEnum):
     IDLE = "idle"  # nothing happened for longer than the buyer allows
     LOW_USE = "low_use"  # its cards did less than the buyer wants
     GPU_MEMORY = "gpu_memory"  # it uses more of a card's memory than the buyer allows
+    GANG = "gang"  # another rank of the gang has ended
     LOST = "lost"  # the ledger does not hold it for us any more
 
 
@@ -107,6 +109,11 @@ class Attempt(msgspec.Struct, kw_only=True, omit_defaults=True):
     cancelled_by: str = ""
     closing: bool = False
     """The buyer asked for the session to be closed."""
+    gang_stopped: bool = False
+    """Another rank of the gang has ended."""
+    master_addr: str | None = None
+    """Of a rank of a gang: where rank 0 is reached."""
+    master_port: int | None = None
     # what has been done about it here
     answered: bool = False
     """A claim or a refusal of the match is under way."""
@@ -168,6 +175,11 @@ def hear(attempt: Attempt, event: Event, sender: str) -> None:
             attempt.standing = Standing.GONE  # final in that very turn: a claim that comes later is void
         elif attempt.standing is Standing.CLAIMED:
             attempt.cancelled_by = sender
+    elif isinstance(event, GangStopped) and event.job_id == attempt.job_id:
+        if attempt.standing is Standing.MATCHED:
+            attempt.standing = Standing.GONE  # as with a request to cancel
+        elif attempt.standing is Standing.CLAIMED:
+            attempt.gang_stopped = True
     elif isinstance(event, SessionCloseRequested) and event.job_id == attempt.job_id:
         attempt.closing = attempt.standing is Standing.CLAIMED
 

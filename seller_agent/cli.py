@@ -173,14 +173,13 @@ def _node_name(given: str | None) -> str:
 @click.option("--hosts", metavar="FILE", help="With --runner ssh: the machines to offer, one node each (docs/ssh-nodes.md).")
 @click.option("--default-image", metavar="IMAGE", help="For jobs that name no image, with the Docker runner.")
 @click.option("--images-allow", multiple=True, metavar="PATTERN", help="Let only such images run, as 'pytorch/*'; repeat.")
-@click.option(
-    "--registry-auth", metavar="FILE", help="Logins for pulling images, as Docker's config.json has them (0600)."
-)
-@click.option(
-    "--keep-free", default="10GB", metavar="SIZE", help="With less room, images pulled for jobs are deleted. Default 10GB."
-)
+@click.option("--registry-auth", metavar="FILE", help="Logins for pulling images, as Docker's config.json has them (0600).")
+@click.option("--keep-free", default="10GB", metavar="SIZE", help="With less room, images pulled for jobs are deleted. Default 10GB.")
 @click.option("--egress", is_flag=True, help="Let jobs reach the internet, and nothing else; as root, and only while that is proved.")
 @click.option("--egress-check", multiple=True, metavar="IP:PORT", help="What they must reach for that; repeat, one is enough.")
+@click.option(
+    "--address", metavar="ADDR", help="Where other nodes reach programs here, for gangs; by default the way to the market."
+)
 @docker_host_option
 @simulate_option
 @click.option("--labels", multiple=True, metavar="K=V", help="Labels that jobs may ask for; repeat.")
@@ -198,7 +197,7 @@ def run(**given: Any) -> None:
     from events.values import Accept
     from seller_agent import starting
     from seller_agent.containers import ContainerTerms, parse_image, parse_patterns, parse_places, parse_room
-    from seller_agent.offers import Terms, parse_indices, parse_labels, parse_price
+    from seller_agent.offers import Terms, parse_address, parse_indices, parse_labels, parse_price
 
     terms = Terms(
         name=_node_name(given["name"]),
@@ -207,6 +206,7 @@ def run(**given: Any) -> None:
         min_gpus=given["min_gpus"],
         gpus=None if given["gpus"] is None else parse_indices(given["gpus"]),
         labels=parse_labels(given["labels"]),
+        address=parse_address(given["address"]),
     )
     options = starting.Options(
         terms=terms,

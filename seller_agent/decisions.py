@@ -122,6 +122,8 @@ def _find_reason_to_stop(attempt: Attempt, node: Node, now_boot_ms: int) -> None
         return
     if attempt.cancelled_by:
         attempt.stop = Stop.CANCEL
+    elif attempt.gang_stopped:
+        attempt.stop = Stop.GANG
     elif attempt.closing:
         attempt.stop = Stop.CLOSE
     elif attempt.over is not None:

@@ -15,7 +15,7 @@ from events.errors import BazaarError
 from events.ids import node_id
 from events.naming import cards_in_words
 from events.nodes import NodeOffered
-from events.values import Accept, Card, Isolation, LabelKey, Labels, LabelValue
+from events.values import Accept, Address, Card, Isolation, LabelKey, Labels, LabelValue
 
 PRICE_UUSD_MAX = 10**12
 DEFAULT_IMAGE = "python:3.12-slim"
@@ -57,6 +57,8 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     """Indices of the cards to offer; `None`: all."""
     labels: Labels = {}
     org_id: str | None = None
+    address: str | None = None
+    """Where other nodes reach the programs that run here."""
 
 
 def parse_price(text: str) -> int:
@@ -97,6 +99,18 @@ def parse_labels(given: Iterable[str]) -> Labels:
     if len(labels) > 16:
         raise OfferError("Too many labels.", why="A node may have 16.", hint="Leave some away.")
     return labels
+
+
+def parse_address(given: str | None) -> str | None:
+    """An IP address or host name. Raises OfferError."""
+    try:
+        return None if given is None else msgspec.convert(given, Address)
+    except msgspec.ValidationError:
+        raise OfferError(
+            f"{given[:80]!a} is no address." if given else "An address is empty.",
+            why="It is an IP address or a host name, without a port.",
+            hint="--address 10.0.0.7",
+        ) from None
 
 
 def parse_indices(text: str) -> tuple[int, ...]:
@@ -154,6 +168,7 @@ def make_offer(
     images_allow: tuple[str, ...] = (),
     images_warm: tuple[str, ...] = (),
     egress: bool = False,
+    address: str | None = None,
     version: str = "",
 ) -> NodeOffered:
     """The offer. `machine` has `cores` and `memory_mib`; `own_wallets` are those of this home, taken besides the owner's with `own`."""
@@ -176,6 +191,7 @@ def make_offer(
         labels=dict(terms.labels),
         org_id=terms.org_id,
         default_image=default_image,
+        address=address,
         agent_version=version,
         sessions=True,
     )

@@ -101,5 +101,19 @@ def make_spec(
         "BAZAAR_EPOCH": str(attempt.epoch),
         "BAZAAR_GPU_UUIDS": ",".join(attempt.cards),
         "BAZAAR_OUT": out_path(spec),
+        **rendezvous(attempt),
     }
     return msgspec.structs.replace(spec, env=ours)
+
+
+def rendezvous(attempt: Attempt) -> dict[str, str]:
+    """What a rank of a gang needs to meet the others; nothing for any other job."""
+    order = attempt.order
+    if order.num_nodes == 1:
+        return {}
+    return {
+        "BAZAAR_RANK": str(order.rank),
+        "BAZAAR_NNODES": str(order.num_nodes),
+        "BAZAAR_MASTER_ADDR": attempt.master_addr or "",
+        "BAZAAR_MASTER_PORT": str(attempt.master_port or ""),
+    }

@@ -42,6 +42,9 @@ def attempt_of(job: SyncJob) -> Attempt:
         standing=standing_of(job),
         output_token=job.output_token,
         closing=job.closing,
+        gang_stopped=job.gang_stopped,
+        master_addr=job.master_addr,
+        master_port=job.master_port,
         answered=job.state != "matched",
     )
 
@@ -57,6 +60,8 @@ def attempt_of_match(event: JobMatched, epoch: int, order: JobSubmitted, buyer: 
         cards=event.cards,
         price_uusd_per_gpu_hour=event.price_uusd_per_gpu_hour,
         timeout_s=order.timeout_s,
+        master_addr=event.master_addr,
+        master_port=event.master_port,
     )
 
 
@@ -97,15 +102,21 @@ def _hold(attempt: Attempt, job: SyncJob) -> None:
     attempt.timeout_s = job.timeout_s or attempt.timeout_s
     attempt.output_token = job.output_token or attempt.output_token
     attempt.answered = attempt.standing is not Standing.MATCHED
-    if job.state == "stopping":
-        attempt.cancelled_by = attempt.cancelled_by or job.buyer
-    attempt.closing = attempt.closing or job.closing
+    _stop_if_told(attempt, job)
     attempt.started_told = job.state in STARTED_STATES
     attempt.ready_told = job.ready
     if attempt.standing is Standing.CLAIMED:
         attempt.reported = False
     if attempt.standing is not Standing.GONE:
         attempt.released = False
+
+
+def _stop_if_told(attempt: Attempt, job: SyncJob) -> None:
+    if job.gang_stopped:
+        attempt.gang_stopped = True
+    elif job.state == "stopping":
+        attempt.cancelled_by = attempt.cancelled_by or job.buyer
+    attempt.closing = attempt.closing or job.closing
 
 
 def _stray(key: RunKey) -> Attempt:
@@ -149,17 +160,21 @@ def catch_up(attempts: dict[int, Attempt], held: Iterable[SyncJob], as_of_seq: i
     changed = []
     for epoch, attempt in attempts.items():
         job = jobs.pop(epoch, None)
-        before = (attempt.standing, attempt.cancelled_by, attempt.closing, attempt.timeout_s)
+        before = _told(attempt)
         if job is not None:
             _advance(attempt, job)
         elif epoch <= as_of_seq:
             attempt.standing = Standing.GONE
-        if before != (attempt.standing, attempt.cancelled_by, attempt.closing, attempt.timeout_s):
+        if before != _told(attempt):
             changed.append(attempt)
     for job in jobs.values():
         attempt = attempts[job.epoch] = attempt_of(job)
         changed.append(attempt)
     return changed
+
+
+def _told(attempt: Attempt) -> tuple[object, ...]:
+    return attempt.standing, attempt.cancelled_by, attempt.gang_stopped, attempt.closing, attempt.timeout_s
 
 
 def _advance(attempt: Attempt, job: SyncJob) -> None:
@@ -168,8 +183,6 @@ def _advance(attempt: Attempt, job: SyncJob) -> None:
     if _RANK[standing] > _RANK[attempt.standing]:
         attempt.standing = standing
     attempt.timeout_s = max(attempt.timeout_s, job.timeout_s)
-    if job.state == "stopping":
-        attempt.cancelled_by = attempt.cancelled_by or job.buyer
-    attempt.closing = attempt.closing or job.closing
+    _stop_if_told(attempt, job)
     if job.output_token and not attempt.output_token:
         attempt.output_token = job.output_token

@@ -142,6 +142,7 @@ class NodeOfHost:
     def __init__(self, settings: Settings, options: Options, access: Access, *, owner: str, session: Session | None, say: Say) -> None:
         entry = access.entry
         self.name = entry.name
+        self._entry = entry
         self._settings = settings
         self._options = msgspec.structs.replace(options, terms=terms_of(entry, options.terms))
         self._host = Host(access)
@@ -163,6 +164,11 @@ class NodeOfHost:
             facts = await self._reach()
             if facts is not None:
                 await self._serve(facts)
+
+    def _address(self) -> str | None:
+        """As we reach the host ourselves; one behind another host is reached by nobody else unless the owner says how."""
+        entry = self._entry
+        return self._options.terms.address or (entry.address if entry.jump is None else None)
 
     async def _reach(self) -> Facts | None:
         """What the host is, once it answers; None when we are to leave before."""
@@ -189,7 +195,7 @@ class NodeOfHost:
         cards = cards_offered([offered_card(card) for card in found], options.terms)
         watch = HostWatch(self._host, tuple(card for card in found if card.uuid in {offered.uuid for offered in cards}))
         machine = {"cores": facts.cores, "memory_mib": facts.memory_mib}
-        offer = offer_maker(self._settings, options, place, cards, Isolation.PROCESS, watch=watch, machine=machine)
+        offer = offer_maker(self._settings, options, place, cards, Isolation.PROCESS, watch=watch, machine=machine, address=self._address())
         price = options.terms.price_uusd_per_gpu_hour
         before = read_started(place.folder)
         agent = self._agent = Agent(

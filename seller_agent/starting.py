@@ -24,6 +24,7 @@ from events.nodes import NodeOffered
 from events.session import Session, read_session
 from events.values import Accept, Card, Isolation, Role
 from events.wallet import Keystore, Passphrases
+from seller_agent.addresses import address_of
 from seller_agent.agent import Agent
 from seller_agent.beats import NodeIdentity
 from seller_agent.cards import Inventory
@@ -177,12 +178,13 @@ async def run(settings: Settings, options: Options, say: Say) -> None:
         if left_out:
             say(left_out)
         cards = cards_offered([offered_card(card) for card in inventory.cards], options.terms)
+        address = address_of(options.terms.address, isolation, settings.market)
         if isolation is Isolation.PROCESS and options.terms.accept is Accept.ANYONE:
             say(TAKES_ANYONE)
         watched = tuple(card for card in inventory.cards if card.uuid in {offered.uuid for offered in cards})
         watch = CardWatch(watched)
         before, asked_uusd = read_started(place.folder), options.terms.price_uusd_per_gpu_hour
-        offer = offer_maker(settings, options, place, cards, isolation, watch=watch, machine=size(), runner=runner)
+        offer = offer_maker(settings, options, place, cards, isolation, watch=watch, machine=size(), runner=runner, address=address)
         agent = Agent(
             NodeIdentity(place.node_id, agent_boot(place.folder), boot_id(), version()),
             place.folder,
@@ -229,6 +231,7 @@ def offer_maker(
     watch: CardWatch,
     machine: Mapping[str, int],
     runner: Runner | None = None,
+    address: str | None = None,
 ) -> Callable[[], NodeOffered]:
     """The offer as it should be now: wallets that were made meanwhile are taken too, ill cards are not let."""
     takes_own = accepted(options.terms, isolation) is Accept.OWN
@@ -247,6 +250,7 @@ def offer_maker(
             images_allow=() if isolation is Isolation.PROCESS else options.containers.images_allow,
             images_warm=() if runner is None else warm_images(runner),
             egress=runner is not None and has_egress(runner),
+            address=address,
             version=version(),
         )
 

@@ -96,6 +96,7 @@ DEFAULTS: dict[type[Event], dict[str, Any]] = {
     jobs.JobExtended: _JOB | {"extra_s": 3600},
     jobs.JobRequeued: _JOB | {"attempt": 2, "reason": Reason.DECLINED, "not_before_ms": START_MS + 2000},
     jobs.JobExpired: _JOB,
+    jobs.GangStopped: _JOB | {"reason": Reason.NODE_LOST},
     market.MarketCreated: {
         "market_id": HASH,
         "name": "market",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from buyer_cli.api_reads import Api
 from buyer_cli.caller import Caller, command_flags
 from buyer_cli.complaint import INTERRUPTED
 from buyer_cli.following import Follower, Following
+from buyer_cli.gangs import RankTerminal
 from buyer_cli.output_printer import OutputPrinter
 from buyer_cli.output_reader import OutputReader
 from buyer_cli.placing import Manner
@@ -19,7 +22,11 @@ from buyer_cli.planning import Asked, Plan, plans
 from buyer_cli.session import asks_files, opened, run_async
 from buyer_cli.spec_flags import AfterDashes, spec_flags
 from buyer_cli.submission import Submitted, submit
+from buyer_cli.terminal import Terminal
 from events.market_client import MarketClient
+from events.reasons import Reason
+from events.stepping import end_all
+from events.wire import SyncJob
 
 
 def planned(caller: Caller, asked: Asked, flags: dict[str, object]) -> list[Plan]:
@@ -170,8 +177,29 @@ class _Journey:
             self._sent.clear()
             for entry in done:
                 self._say_submitted(entry)
-            codes = [await self._one(client, api, entry, several=len(done) > 1) for entry in done]
+            codes: list[int] = []
+            for _, entries in groupby(done, key=lambda entry: id(entry.plan)):
+                codes += await self._together(client, api, list(entries), several=len(done) > 1)
         return next((code for code in codes if code), 0)
+
+    async def _together(self, client: MarketClient, api: Api, ranks: list[Submitted], *, several: bool) -> list[int]:
+        """The exit codes of a job, or of all ranks of a gang, that which ended the others first."""
+        terminal = self._caller.terminal
+        if len(ranks) == 1:
+            ended = await self._follow(client, api, ranks[0], terminal)
+            return [await self._finish(client, api, ranks[0], ended, terminal, several=several)]
+        marked = [RankTerminal(terminal, entry.order.rank, len(ranks)) for entry in ranks]
+        tasks = [asyncio.create_task(self._follow(client, api, entry, mine)) for entry, mine in zip(ranks, marked, strict=True)]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            await end_all(tasks)
+        codes: list[tuple[bool, int]] = []
+        for entry, task, mine in zip(ranks, tasks, marked, strict=True):
+            ended = task.result()
+            code = await self._finish(client, api, entry, ended, mine, several=several)
+            codes.append((ended.reason == Reason.GANG_RANK_FAILED, code))
+        return [code for _, code in sorted(codes, key=lambda one: one[0])]
 
     def _say_submitted(self, entry: Submitted) -> None:
         if self._caller.as_json:
@@ -179,15 +207,23 @@ class _Journey:
         else:
             self._caller.terminal.note(f"submitted {entry.order.job_id}")
 
-    async def _one(self, client: MarketClient, api: Api, entry: Submitted, several: bool) -> int:
-        terminal, job_id = self._caller.terminal, entry.order.job_id
+    async def _follow(self, client: MarketClient, api: Api, entry: Submitted, terminal: Terminal) -> SyncJob:
+        """The job as it ended."""
+        job_id = entry.order.job_id
         printer = OutputPrinter(terminal, raw=self._raw)
         reader = OutputReader(asks_files(client), job_id, printer.show)
         try:
             ended = await Follower(job_id, entry.order, Following(client, api, terminal, reader)).follow()
         finally:
             printer.finish()
+            if isinstance(terminal, RankTerminal):
+                terminal.finish()
         self._unfinished.remove(job_id)
+        return ended
+
+    async def _finish(self, client: MarketClient, api: Api, entry: Submitted, ended: SyncJob, terminal: Terminal, *, several: bool) -> int:
+        """Fetch its results and say how it ended; the exit code."""
+        job_id = entry.order.job_id
         if ended.results is not None:
             out = entry.plan.wish.out
             folder = Path(out) / (job_id if several else "") if out else Path("results") / job_id

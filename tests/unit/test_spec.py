@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from buyer_cli.spec import Layer, SpecError, Wish, default_name, file_layer, flag_layer, merge, script_argv, submission, wishes
-from buyer_cli.spec_keys import KEYS, LATER
+from buyer_cli.spec_keys import KEYS
 from events import codec
 from events.market import Policy
 from events.quantities import Target
@@ -140,10 +140,11 @@ def test_an_unknown_key_is_refused_with_the_nearest_right_one() -> None:
     assert "did you mean timeout?" == refusal({"time-out": "4h"}).hint
 
 
-def test_keys_that_the_contract_keeps_for_later_are_refused_not_swallowed() -> None:
-    for name in LATER:
-        assert "this version cannot do that yet" == refusal({name: "1"}).why
-    assert not LATER & {key.name for key in KEYS}
+def test_a_gang_is_of_batch_jobs_without_target_or_choices() -> None:
+    assert 4 == wish_of(file_layer({"nodes": 4, "command": ["true"]}, "x")).num_nodes
+    assert "target" in refusal({"nodes": 2, "target": "node-a"}).why
+    assert "same" in refusal({"nodes": 2, "or": "2x40GB"}).why
+    assert "64" in refusal({"nodes": 65}).hint + refusal({"nodes": 65}).why
 
 
 def test_keys_may_be_written_with_either_dash() -> None:
