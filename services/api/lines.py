@@ -7,6 +7,8 @@ connection asks for is not looked at here.
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from collections import Counter
 from typing import Any, ClassVar
 
@@ -19,6 +21,7 @@ HEAD_S = 10.0
 """From the connection's beginning, or a later request's first byte, to the end of the request's head."""
 STALLED_S = 60.0
 """How long a reader may leave what it asked for in the buffers."""
+_AT_ONCE = struct.pack("ii", 1, 0)
 
 
 def lines(*, proxied: bool) -> type[asyncio.Protocol]:
@@ -41,7 +44,7 @@ class _Line(H11Protocol):
         self._address = address = "" if self.client is None else self.client[0]
         self.held[address] += 1
         if self.held[address] > most(address, proxied=self.proxied) or len(self.connections) > LINES_MAX:
-            transport.abort()
+            self._cut()
         else:
             self._watch()
 
@@ -68,7 +71,7 @@ class _Line(H11Protocol):
     def pause_writing(self) -> None:
         super().pause_writing()
         if self._stalled is None:
-            self._stalled = self.loop.call_later(STALLED_S, self.transport.abort)
+            self._stalled = self.loop.call_later(STALLED_S, self._cut)
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -86,7 +89,14 @@ class _Line(H11Protocol):
     def _too_late(self) -> None:
         self._late = None
         if not self._is_answering():
-            self.transport.abort()
+            self._cut()
+
+    def _cut(self) -> None:
+        """End it at once: neither we nor the kernel wait for the other side to read, or to say goodbye."""
+        underneath = self.transport.get_extra_info("socket")
+        if underneath is not None:
+            underneath.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
+        self.transport.abort()
 
 
 def most(address: str, *, proxied: bool) -> int:

@@ -189,15 +189,25 @@ class ApiProcess:
         self.snapshot = folder / "snapshot.bin"
         self.port = 0
         self.bind = "127.0.0.1"
+        self.facing = app.LOCAL
+        self.send_buffer_bytes: int | None = None
         self._until = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     async def start(self, *, ready: bool = True) -> ApiProcess:
-        listening = socket.create_server((self.bind, self.port))
+        listening = socket.create_server((self.bind, self.port), backlog=512)
+        if self.send_buffer_bytes is not None:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self.send_buffer_bytes)
         self.port = listening.getsockname()[1]
         self._until = asyncio.Event()
         serving = app.serve(
-            self.world.url, self.world.keys, listening=listening, database=self.database, snapshot_file=self.snapshot, until=self._until
+            self.world.url,
+            self.world.keys,
+            listening=listening,
+            database=self.database,
+            snapshot_file=self.snapshot,
+            until=self._until,
+            facing=self.facing,
         )
         self._task = asyncio.create_task(serving)
         deadline = time.monotonic() + READY_S
