@@ -53,7 +53,7 @@ def _follow(caller: Caller, api: Api, first: int | None) -> None:
     away_since: float | None = None
     while True:
         try:
-            for number, data in api.stream("/v1/events", None, last):
+            for number, data in api.stream("/v1/events", {"from_seq": last + 1}, last):  # a named place is never sent on to a snapshot
                 away_since = None
                 if not number.isdigit() or int(number) <= last:
                     continue

@@ -115,7 +115,7 @@ def _tokens(asked: Asked) -> Iterable[tuple[str, ReadToken]]:
 
 
 IDENTITY_ENDPOINTS = (
-    Endpoint("/v1/orgs", orgs, OrgPage, "The reader's organisations."),
-    Endpoint("/v1/orgs/{name}", org, OrgView, "One organisation, for its members."),
-    Endpoint("/v1/tokens", tokens, TokenPage, "The reader's own read tokens, never their text."),
+    Endpoint("/v1/orgs", orgs, OrgPage, "The reader's organisations.", past=True),
+    Endpoint("/v1/orgs/{name}", org, OrgView, "One organisation, for its members.", past=True),
+    Endpoint("/v1/tokens", tokens, TokenPage, "The reader's own read tokens, never their text.", past=True),
 )

@@ -194,6 +194,6 @@ def seen(asked: Asked, job: Job) -> JobView:
 JOB_ENDPOINTS = (
     Endpoint("/v1/jobs", jobs, JobPageShape, "Jobs, newest first.", queries.JOBS, past=True),
     Endpoint("/v1/jobs/{name}", job, JobView, "One job.", past=True),
-    Endpoint("/v1/jobs/{name}/events", job_events, JobEvents, "What the ledger says of a job.", queries.PAGE),
+    Endpoint("/v1/jobs/{name}/events", job_events, JobEvents, "What the ledger says of a job.", queries.PAGE, past=True),
     Endpoint("/v1/queue", queue, QueueView, "What waits and what runs.", past=True),
 )

@@ -21,15 +21,21 @@ from services.api import queries
 from services.api.asking import Endpoint
 from services.api.desk import Desk
 from services.api.door import Door
-from services.api.live import EVENTS, Streams, wants_stream
+from services.api.event_feed import EventView
+from services.api.live import EVENTS, Reset, Streams, wants_stream
 from services.api.metrics import CONTENT_TYPE, exposition
 from services.api.pages import add_pages
 from services.api.problems import MEDIA_TYPE, Problem, ProblemFound, Trouble
+from services.api.pulse import TelemetryFrame
 from services.api.queries import AS_OF, EVERYWHERE, Parameter
 from services.api.shelf import Answer
 
 TITLE = "GPU Bazaar query API"
 SEQ_HEADER = "x-stream-seq"
+STREAMED = (
+    "Server-sent events: `id` is the sequence, `data` an EventView. An event named `reset` (data: Reset) tells a reader that comes"
+    " back late to read the snapshot; one named `telemetry` (data: TelemetryFrame), for who asks for it, tells the last readings of cards."
+)
 Handler = Callable[[Request], Awaitable[Response]]
 Readiness = Callable[[], str | None]
 """Why the API is not ready; None when it is."""
@@ -47,6 +53,9 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True):
 
     status: str
     as_of_seq: int
+
+
+PLAIN_SHAPES = (Problem, Health, Ready, EventView, Reset, TelemetryFrame)
 
 
 def make_app(desk: Desk, streams: Streams, readiness: Readiness, *, is_loopback: bool, version: str, is_proxied: bool = False) -> ASGIApp:
@@ -82,9 +91,17 @@ def make_app(desk: Desk, streams: Streams, readiness: Readiness, *, is_loopback:
     _add(app, "/healthz", healthz, Endpoint("/healthz", _nowhere, Health, "Whether the process is alive."), plain=True)
     _add(app, "/readyz", readyz, Endpoint("/readyz", _nowhere, Ready, "Whether answers are as new as the ledger."), plain=True)
     add_pages(app)
-    app.add_api_route("/metrics", metrics, methods=["GET"], include_in_schema=False)
+    _add_metrics(app, metrics)
     app.add_api_route("/openapi.json", openapi, include_in_schema=False)
-    shapes: list[type[msgspec.Struct]] = [Problem, Health, Ready, *(endpoint.shape for endpoint in desk.endpoints)]
+    shapes: list[type[msgspec.Struct]] = [
+        Problem,
+        Health,
+        Ready,
+        EventView,
+        Reset,
+        TelemetryFrame,
+        *(endpoint.shape for endpoint in desk.endpoints),
+    ]
     app.openapi = lambda: _document(app, shapes)  # type: ignore[method-assign]
     return _Front(app, desk, readers)
 
@@ -216,11 +233,26 @@ def _add(app: FastAPI, path: str, handler: Callable[..., Awaitable[Response]], e
         responses={
             200: {"description": endpoint.summary, "content": _content(endpoint, plain)},
             **({} if plain else {304: {"description": "Nothing has changed since the ETag that was sent."}}),
-            **({400: problem} if not plain else {}),
+            **({} if plain else {400: problem, 401: problem, 429: problem}),
             **({404: problem} if "{name}" in path else {}),
             503: problem,
         },
         openapi_extra={"parameters": parameters},
+    )
+
+
+def _add_metrics(app: FastAPI, handler: Handler) -> None:
+    problem = {"description": "A problem.", "content": {MEDIA_TYPE: {"schema": _reference(Problem)}}}
+    told = {"description": "Figures for Prometheus.", "content": {"text/plain": {"schema": {"type": "string"}}}}
+    app.add_api_route(
+        "/metrics",
+        handler,
+        methods=["GET"],
+        summary="Figures for Prometheus.",
+        operation_id="metrics",
+        response_class=Response,
+        responses={200: told, 400: problem, 401: problem, 429: problem, 503: problem},
+        openapi_extra={"parameters": [_parameter(queries.DCGM)]},
     )
 
 
@@ -234,7 +266,7 @@ def _parameter(parameter: Parameter) -> dict[str, Any]:
 def _content(endpoint: Endpoint, plain: bool) -> dict[str, Any]:
     content: dict[str, Any] = {"application/json": {"schema": _answer_schema(endpoint.shape, plain)}}
     if endpoint is EVENTS:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        content["text/event-stream"] = {"schema": {"type": "string", "description": STREAMED}}
     return content
 
 
