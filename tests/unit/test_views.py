@@ -506,7 +506,7 @@ def test_sizes_and_prices_are_read_as_the_command_line_reads_them() -> None:
         {"stat": "queued"},
         {"state": "flying"},
         {"limit": "0"},
-        {"limit": "501"},
+        {"limit": "1001"},
         {"limit": "1e2"},
         {"limit": "-1"},
         {"buyer": "0x12"},
