@@ -90,7 +90,7 @@ def read_line(text: str) -> Invitation:
 
 async def join(settings: Settings, invitation: Invitation, *, force: bool = False) -> Hello:
     """Try what the invitation says and write it to config.toml. Raises OtherMarket, WrongCertificate, MarketUnreachable."""
-    _refuse_other(settings.home, invitation, force)
+    refuse_other(settings.home, invitation, force)
     hello = await ask_hello(invitation.market)
     if hello.market_id != invitation.market_id:
         raise OtherMarket(
@@ -102,7 +102,8 @@ async def join(settings: Settings, invitation: Invitation, *, force: bool = Fals
     return hello
 
 
-def _refuse_other(home: Path, invitation: Invitation, force: bool) -> None:
+def refuse_other(home: Path, invitation: Invitation, force: bool) -> None:
+    """Raises OtherMarket when this home has joined another one, unless that is to be given up."""
     config = read_config(home)
     market, market_id = config.get("market"), config.get("market_id")
     same = market_id == invitation.market_id if market_id else market in (None, invitation.market)
