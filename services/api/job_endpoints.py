@@ -24,7 +24,6 @@ from services.api.read_model import TERMINAL_STATES, JobFilter
 from services.api.views import JobView, shown_run, without_secrets
 
 QUEUE_MAX = 500
-_encoder = msgspec.json.Encoder()
 
 
 class JobPage(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,10 +49,12 @@ async def jobs(asked: Asked) -> Reply:
     found: dict[int, bytes] = {}
     if not wanted.states or wanted.states - TERMINAL_STATES:
         passing = (job for job in _unfinished(asked, wanted, before_seq) if _passes(job, wanted))
-        found = {job.submitted_seq: _encoder.encode(mirror.view_of(job)) for job in islice(passing, limit + 1)}
+        found = {job.submitted_seq: mirror.row_of(job) for job in islice(passing, limit + 1)}
     if not wanted.states or wanted.states & TERMINAL_STATES:
         unwritten = [row for row in mirror.unwritten() if wanted.passes(row) and (before_seq is None or row.submitted_seq < before_seq)]
-        rows = await asked.source.read_model.jobs(wanted, before_seq=before_seq, as_of_seq=as_of_seq, limit=limit + 1)
+        # who has a page of newer ones already needs none that is older than all of them
+        above_seq = min(found) if len(found) > limit else 0
+        rows = await asked.source.read_model.jobs(wanted, before_seq=before_seq, above_seq=above_seq, as_of_seq=as_of_seq, limit=limit + 1)
         for row in (*rows, *unwritten):
             found.setdefault(row.submitted_seq, row.body)
     newest = sorted(found, reverse=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 
 import msgspec
 
@@ -117,16 +118,14 @@ async def offers(asked: Asked) -> Reply:
     ask = Ask(requirements_in(asked), None, asked.value("max_price"))
     scene = Scene(market, asked.now_ms)
     cursor = read_cursor(asked.value("cursor"), ByPrice)
-    passing = [node for node in _nodes(asked) if obstacle(ask, node, scene, ON_OFFER) is None]
-    if cursor is not None:
-        passing = [node for node in passing if _cheapest_first(node) > (cursor.price, cursor.node_id)]
-    passing.sort(key=_cheapest_first)
+    ordered = asked.mirror.cheapest_first(None if cursor is None else (cursor.price, cursor.node_id))
+    passing = list(islice((node for node in ordered if obstacle(ask, node, scene, ON_OFFER) is None), limit + 1))
     shown = passing[:limit]
-    next_cursor = write_cursor(ByPrice(*_cheapest_first(shown[-1]))) if len(passing) > limit else None
+    next_cursor = write_cursor(ByPrice(*_price_and_id(shown[-1]))) if len(passing) > limit else None
     return Reply(asked.as_of_seq, NodePage(items=[_view(asked, node) for node in shown], next_cursor=next_cursor))
 
 
-def _cheapest_first(node: Node) -> tuple[int, str]:
+def _price_and_id(node: Node) -> tuple[int, str]:
     return node.price_uusd_per_gpu_hour, node.node_id
 
 

@@ -6,22 +6,24 @@ Changed in one place only, `fold`, between two awaits, so whoever reads without 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import NamedTuple
 
 import msgspec
 
+from events.identity import MemberAdded, MemberRemoved
 from events.jobs import JobMatched
 from events.log import StoredPage
 from events.market import PolicyChanged
-from events.nodes import NodeLost, NodeWithdrawn
+from events.nodes import NodeLost, NodeOffered, NodeRepriced, NodeWithdrawn
 from events.page import Record
 from events.wire import BeatView
-from projections.job_states import TERMINAL
+from projections.job_states import QUEUED, TERMINAL
 from projections.jobs import Job
 from projections.market import FINISHED_KEPT, Market
-from projections.nodes import NodeState
+from projections.nodes import Node, NodeState
 from services.api.candles import Candle, Candles, Key
 from services.api.event_feed import EventFeed, Owner
 from services.api.market_views import Waits, remembered
@@ -33,6 +35,9 @@ from services.follower import Follower
 from services.matcher.verdicts import OfferKeys
 
 ENDED_LATELY = 1000
+ROWS_KEPT = 5000
+PLACE = b'"queue_position":null'
+"""Stands in the JSON of a job once: what anybody wrote is in quotes, which JSON escapes inside of text."""
 _encoder = msgspec.json.Encoder()
 
 
@@ -43,6 +48,13 @@ class Batch(NamedTuple):
     places: list[tuple[str, int]]
     progress: Progress
     candles: list[tuple[Key, Candle]]
+
+
+class Reason(NamedTuple):
+    """Why a job waits, and when that was found out."""
+
+    words: str
+    at_ms: int
 
 
 class Mirror:
@@ -57,6 +69,10 @@ class Mirror:
         self.offer_keys = OfferKeys()
         self.candles = Candles()
         self.waits = Waits()
+        self.reasons: dict[str, Reason] = {}
+        """Why jobs wait, as somebody was told lately (overview.py)."""
+        self._rows: dict[str, tuple[bytes, bytes]] = {}
+        self._by_price: list[tuple[int, str]] | None = None
         self.version = 0
         """Counts the changes of anything that an answer may be made of."""
         self._log_created = log_created
@@ -101,10 +117,16 @@ class Mirror:
             self.standing.reorder()
         elif isinstance(event, NodeWithdrawn | NodeLost):
             self.telemetry.forget(event.node_id)
+        elif isinstance(event, NodeOffered | NodeRepriced):
+            self._by_price = None
+        elif isinstance(event, MemberAdded | MemberRemoved):
+            self._rows.clear()  # they hold members' names
 
     def _touch(self, job_id: str, first_seq: int) -> None:
         job = self.market.jobs.get(job_id)
         self.standing.touch(job_id, job)
+        self._rows.pop(job_id, None)
+        self.reasons.pop(job_id, None)
         if job is None or job.state not in TERMINAL or job.updated_seq < first_seq:
             return
         self.hour.ended(job.ended_ms)
@@ -162,6 +184,29 @@ class Mirror:
         lease = None if job.run is None else self.telemetry.lease(job.run.epoch)
         position = self.standing.queue.position(job.submitted.job_id)
         return job_view(job, self.market, lease=lease, queue_position=position)
+
+    def row_of(self, job: Job) -> bytes:
+        """The same as bytes; of a queued job, in which only its place changes without an event of its own, kept."""
+        if job.state is not QUEUED:
+            return _encoder.encode(self.view_of(job))
+        job_id = job.submitted.job_id
+        kept = self._rows.get(job_id)
+        if kept is None:
+            head, tail = _encoder.encode(job_view(job, self.market)).split(PLACE, 1)
+            kept = (head + PLACE[:-4], tail)
+            if len(self._rows) >= ROWS_KEPT:
+                self._rows.clear()
+            self._rows[job_id] = kept
+        position = self.standing.queue.position(job_id)
+        return b"%s%s%s" % (kept[0], b"null" if position is None else b"%d" % position, kept[1])
+
+    def cheapest_first(self, after: tuple[int, str] | None) -> Iterator[Node]:
+        """Nodes, whatever their state, by price and id, behind a place."""
+        if self._by_price is None:
+            self._by_price = sorted((node.price_uusd_per_gpu_hour, node.node_id) for node in self.market.nodes.values())
+        ordered = self._by_price
+        start = 0 if after is None else bisect_right(ordered, after)
+        return (self.market.nodes[name] for _, name in islice(ordered, start, None) if name in self.market.nodes)
 
     def finished(self, job_id: str) -> FinishedJob | None:
         """A job that has ended lately or is not on disk yet."""

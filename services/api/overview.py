@@ -13,6 +13,7 @@ from services.api.asking import Asked, Endpoint, Reply
 from services.api.candles import MINUTE_MS, NO_CARD, POINTS_MAX, Point, series
 from services.api.job_endpoints import held_jobs, seen
 from services.api.market_views import MarketView, StatsView, market_view, stats_view
+from services.api.mirror import Reason
 from services.api.views import JobView, NodeView, node_view
 from services.matcher.why import Moment, why_in_words
 
@@ -21,6 +22,10 @@ JOBS_MAX = 100
 DAY_MS = 86_400_000
 LOOKS_MAX = 10_000
 """Nodes that are asked for the reasons of one answer, over all jobs."""
+FEW_NODES = 200
+"""As long as there are no more, every reason is found anew for every answer;"""
+REASON_SERVES_MS_PER_NODE = 1
+"""beyond, one serves for so long."""
 STEPS_MINUTES = (1, 5, 15, 60, 240, 1440, 10_080)
 
 
@@ -78,16 +83,23 @@ async def state(asked: Asked) -> Reply:
 
 
 def reasons(asked: Asked, nodes: int) -> dict[str, str]:
-    """Why queued jobs wait, for as many of them as a look at all nodes allows."""
-    mirror = asked.mirror
+    """Why queued jobs wait, for the first of them. What was found out lately is told again where there are many nodes to look at."""
+    mirror, market = asked.mirror, asked.mirror.market
     most = max(3, min(JOBS_MAX, LOOKS_MAX // max(1, nodes)))
-    suspects = mirror.telemetry.suspects(mirror.market.nodes, mirror.market.policy.suspect_s, asked.now_ms)
-    found = {}
+    serves_ms = nodes * REASON_SERVES_MS_PER_NODE if nodes > FEW_NODES else 0
+    looks, suspects, found = LOOKS_MAX, None, {}
     for place, name in enumerate(islice(mirror.standing.queue.in_order(), most)):
-        job = mirror.market.jobs[name]
-        if asked.viewer.may_see_job(job):
-            moment = Moment(max(asked.now_ms, mirror.market.time_ms), suspects, (), place)
-            found[name] = why_in_words(mirror.market, job, moment, mirror.offer_keys)
+        job = market.jobs[name]
+        if not asked.viewer.may_see_job(job):
+            continue
+        reason = mirror.reasons.get(name)
+        if reason is None or (asked.now_ms - reason.at_ms >= serves_ms and looks > 0):
+            if suspects is None:
+                suspects = mirror.telemetry.suspects(market.nodes, market.policy.suspect_s, asked.now_ms)
+            moment = Moment(max(asked.now_ms, market.time_ms), suspects, (), place)
+            reason = mirror.reasons[name] = Reason(why_in_words(market, job, moment, mirror.offer_keys), asked.now_ms)
+            looks -= nodes
+        found[name] = reason.words
     return found
 
 

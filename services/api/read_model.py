@@ -202,11 +202,11 @@ class ReadModel:
             rows = await self._fetch(self._reader, f"SELECT {_COLUMNS} FROM jobs WHERE id = ?", (job_id,))
         return _finished(rows[0]) if rows else None
 
-    async def jobs(self, wanted: JobFilter, *, before_seq: int | None, as_of_seq: int, limit: int) -> list[FinishedJob]:
-        """Jobs that had ended by `as_of_seq`, newest first. Raises ReadModelFailed."""
+    async def jobs(self, wanted: JobFilter, *, before_seq: int | None, as_of_seq: int, limit: int, above_seq: int = 0) -> list[FinishedJob]:
+        """Jobs that had ended by `as_of_seq`, newest first, all submitted after `above_seq`. Raises ReadModelFailed."""
         found: dict[int, FinishedJob] = {}
         for branch in branches(wanted):
-            query, values = select(branch, before_seq=before_seq, as_of_seq=as_of_seq)
+            query, values = select(branch, before_seq=before_seq, above_seq=above_seq, as_of_seq=as_of_seq)
             with _wrapped():
                 rows = await self._fetch(self._reader, query, (*values, limit))
             found.update((int(row[0]), _finished(row)) for row in rows)
@@ -258,7 +258,7 @@ def branches(wanted: JobFilter) -> list[JobFilter]:
     return [branch._replace(states=state) for branch in seen for state in states]
 
 
-def select(wanted: JobFilter, *, before_seq: int | None, as_of_seq: int) -> tuple[str, list[Any]]:
+def select(wanted: JobFilter, *, before_seq: int | None, above_seq: int = 0, as_of_seq: int) -> tuple[str, list[Any]]:
     """The query of one branch, newest first, but for its limit; whatever a caller wrote stands in the values only."""
     source, place = "jobs", "jobs.submitted_seq"
     conditions: list[str] = []
@@ -269,6 +269,7 @@ def select(wanted: JobFilter, *, before_seq: int | None, as_of_seq: int) -> tupl
         values.append(wanted.labels[0])
     exact: dict[str, Any] = {
         f"{place} < ?": before_seq,
+        f"{place} > ?": above_seq or None,
         "ended_seq <= ?": as_of_seq,
         "state = ?": next(iter(wanted.states), None),
         "buyer = ?": wanted.buyer,
