@@ -150,7 +150,8 @@ def _is_free(ask: Ask, node: Node, scene: Scene) -> bool:
     """As `is_free`, of a node that is known to pass all that hangs on the offer: most are told by counting."""
     if not node.allocations:
         return True
-    wanted = ask.requirements.num_gpus
-    if wanted and len(node.offer.cards) - len(node.taken) < wanted:
+    wanted, taken, cards = ask.requirements.num_gpus, node.taken, node.offer.cards
+    # A card that is held may be none of the offer any more: then counting alone finds too few.
+    if wanted and len(cards) - len(taken) < wanted and sum(card.uuid not in taken for card in cards) < wanted:
         return False
     return is_free(node, ask.requirements)

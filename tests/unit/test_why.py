@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import groupby
 from typing import Any
 
+import msgspec
 import pytest
 from builders import START_MS, History, Later, given, job_id, job_of, job_submitted, make, matched, node_offered
 
@@ -84,6 +85,15 @@ def test_without_a_node_it_says_so() -> None:
     answer = ask(given(job_submitted()))
     assert (Cause.IMPOSSIBLE, "It waits: no node is on offer.") == (answer.cause, answer.summary)
     assert answer.change is None
+
+
+def test_a_card_that_is_held_and_no_longer_offered_takes_none_of_the_others() -> None:
+    history = History()
+    offered = node_offered(gpus=2)
+    history.happen(offered, job_submitted("first"))
+    history.happen(matched(history.market, "first"))
+    history.happen(msgspec.structs.replace(offered, cards=offered.cards[1:]), make(market.MatchingPaused), job_submitted())
+    assert [(Nearness.FREE, 1)] == [item for item in ask(history.market).tiers.items() if item[1]]
 
 
 def test_a_silent_node_is_told_as_silent() -> None:
