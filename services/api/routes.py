@@ -32,6 +32,8 @@ from services.api.shelf import Answer
 
 TITLE = "GPU Bazaar query API"
 SEQ_HEADER = "x-stream-seq"
+REFUSES = {"/v1/orgs/{name}": 403, "/v1/jobs/{name}/results": 409}
+"""Paths that answer no for what they are asked about: an organisation of others, a job that has not ended."""
 STREAMED = (
     "Server-sent events: `id` is the sequence, `data` an EventView. An event named `reset` (data: Reset) tells a reader that comes"
     " back late to read the snapshot; one named `telemetry` (data: TelemetryFrame), for who asks for it, tells the last readings of cards."
@@ -235,6 +237,7 @@ def _add(app: FastAPI, path: str, handler: Callable[..., Awaitable[Response]], e
             **({} if plain else {304: {"description": "Nothing has changed since the ETag that was sent."}}),
             **({} if plain else {400: problem, 401: problem, 429: problem}),
             **({404: problem} if "{name}" in path else {}),
+            **({REFUSES[path]: problem} if path in REFUSES else {}),
             503: problem,
         },
         openapi_extra={"parameters": parameters},

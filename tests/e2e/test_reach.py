@@ -109,6 +109,15 @@ def test_a_token_reads_over_https_with_the_same_certificate(machines: Machines) 
     assert "The read token is not valid" in machines.buyer.bazaar("ps", BAZAAR_TOKEN="bzr_guess", code=4).stderr
 
 
+def test_a_shell_reaches_into_a_job_behind_the_same_certificate(machines: Machines) -> None:
+    buyer = machines.buyer
+    job = buyer.submit("-c", "import time; time.sleep(600)")
+    buyer.wait_until(lambda: buyer.bazaar("show", job, "--json").json["state"] == "running", "it runs")
+    text = "".join(f"line {number}\n" for number in range(40_000))
+    assert text == buyer.bazaar("shell", job, "--", "cat", stdin=text).stdout
+    buyer.bazaar("cancel", job, "--wait")
+
+
 def test_everybody_comes_back_after_the_broker_was_killed(machines: Machines) -> None:
     machines.operator.kill("broker")
     ran = machines.buyer.bazaar("run", "--allow-simulated", "-y", "-c", JOB)
