@@ -63,6 +63,8 @@ class LocalFile(NamedTuple):
     path: str
     source: Path
     executable: bool = False
+    size_max: int | None = None
+    """Read no further: whoever it belongs to may be making it larger meanwhile."""
 
 
 _decoder = msgspec.msgpack.Decoder(Annotated[list[ManifestEntry], Meta(max_length=FILES_MAX)])
@@ -114,13 +116,15 @@ def decode_manifest(data: bytes) -> list[ManifestEntry]:
     return entries
 
 
-def hash_file(source: Path) -> BlobRef:
-    """Hash and size of a file as it is now."""
+def hash_file(source: Path, size_max: int | None = None) -> BlobRef:
+    """Hash and size of a file as it is now. Raises FilesDiffer when it is larger than it may be."""
     digest, size = hashlib.sha256(), 0
     with source.open("rb") as stream:
         while chunk := stream.read(1 << 20):
             digest.update(chunk)
             size += len(chunk)
+            if size_max is not None and size > size_max:
+                raise FilesDiffer("A file grew while it was read.", why=f"it had {size_max} bytes", hint="Try again.")
     return BlobRef(sha256=digest.hexdigest(), size=size)
 
 
@@ -136,7 +140,7 @@ async def put_files(
 
     Raises Refused (quota), MarketUnreachable, FilesDiffer when a file changed meanwhile, HostileManifest for a name nobody could unpack.
     """
-    refs = [await asyncio.to_thread(hash_file, file.source) for file in files]
+    refs = [await asyncio.to_thread(hash_file, file.source, file.size_max) for file in files]
     entries = [ManifestEntry(file.path, ref.sha256, ref.size, file.executable) for file, ref in zip(files, refs, strict=True)]
     manifest = encode_manifest(entries)
     decode_manifest(manifest)

@@ -46,6 +46,7 @@ FRESH_S = 30
 """Written so lately, a file is thought to be written still."""
 FRESH_BYTES_MAX = 64 << 20
 """Files larger than this that are being written are left to the next snapshot."""
+COPY_BYTES = 1 << 20
 INPUTS_FILE = "inputs.json"
 
 
@@ -117,9 +118,8 @@ class _Stage(Walk):
         if fresh or not self._linked(path, kind, staged):
             if kind.st_size > FRESH_BYTES_MAX:
                 return
-            with open(descriptor, "rb", closefd=False) as source, open(staged, "wb") as target:
-                shutil.copyfileobj(source, target)
-        self.files.append(LocalFile(path, Path(staged), bool(kind.st_mode & 0o100)))
+            _copy(descriptor, staged, kind.st_size)
+        self.files.append(LocalFile(path, Path(staged), bool(kind.st_mode & 0o100), kind.st_size))
 
     def _linked(self, path: str, kind: os.stat_result, staged: str) -> bool:
         """Another name for the very file that was opened; whatever its path may mean by now."""
@@ -132,6 +132,13 @@ class _Stage(Walk):
             return True
         os.unlink(staged)
         return False
+
+
+def _copy(descriptor: int, target: str, size: int) -> None:
+    """At most so many bytes: its writer may make the file larger faster than it is read."""
+    with open(descriptor, "rb", closefd=False) as source, open(target, "wb") as copy:
+        while size and (data := source.read(min(size, COPY_BYTES))):
+            size -= copy.write(data)
 
 
 def look(folder: str, bytes_max: int) -> Work:
@@ -188,7 +195,7 @@ def _parents(path: str) -> list[str]:
 def collected(folder: str, bytes_max: int) -> tuple[Collected, str]:
     """The work of a session that has ended, and what there is to say about it. Raises OSError."""
     work = look(folder, bytes_max)
-    files = [LocalFile(file.path, Path(f"{folder}/{file.root}/{file.path}"), file.executable) for file in work.files]
+    files = [LocalFile(file.path, Path(f"{folder}/{file.root}/{file.path}"), file.executable, file.size) for file in work.files]
     return Collected(files, work.total_bytes, False, work.passed_over), work.words
 
 

@@ -10,6 +10,7 @@ import contextlib
 import os
 import shutil
 import stat
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,7 +54,8 @@ class Walk:
 
     def folder(self, descriptor: int, prefix: str, depth: int) -> None:
         with os.scandir(descriptor) as entries:
-            names = sorted(entry.name for entry in entries if entry.name not in self.skipped)
+            found = (entry.name for entry in entries if entry.name not in self.skipped)
+            names = sorted(islice(found, self.entries_max - self.entries + 1))  # a job makes names by the million for nothing
         for name in names:
             self.entries += 1
             if self.entries > self.entries_max:
@@ -99,7 +101,7 @@ class _Results(Walk):
             self.too_large = True
             return
         self.left -= kind.st_size
-        self.files.append(LocalFile(path, Path(f"{self.root}/{path}"), bool(kind.st_mode & 0o100)))
+        self.files.append(LocalFile(path, Path(f"{self.root}/{path}"), bool(kind.st_mode & 0o100), kind.st_size))
 
 
 def collect(folder: str, bytes_max: int) -> Collected:

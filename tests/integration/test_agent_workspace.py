@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,20 @@ def test_folders_without_end_end(tmp_path: Path) -> None:
     (deep / "file").write_text("x")
     found = workspace.collect(str(folder), MB)
     assert ([], 1) == (found.files, found.passed_over)
+
+
+def test_of_a_folder_with_more_names_than_are_looked_at_no_more_are_held(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path)
+    for number in range(2000):
+        (folder / "out" / f"{number:0200}").touch()
+    walk = workspace._Results(f"{folder}/out", MB)
+    walk.entries_max = 10
+    tracemalloc.start()
+    walk.run()
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (10, True) == (len(walk.files), walk.too_large)
+    assert peak_bytes < 200_000, "two thousand names of two hundred letters are not all kept"
 
 
 def test_a_results_folder_that_is_a_link_is_not_followed(tmp_path: Path) -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from e2e.jupyter_image import REQUIREMENTS
 
-from events.files import MANIFEST_BYTES_MAX, LocalFile, ManifestEntry, encode_manifest
+from events.files import MANIFEST_BYTES_MAX, FilesDiffer, LocalFile, ManifestEntry, encode_manifest, put_files
 from events.jobs import JobSubmitted
 from events.values import JobKind, Program, Requirements
+from events.wire import FilesAnswer, FilesRequest
 from seller_agent import session_work, sessions
 from seller_agent.session_work import Found
 
@@ -158,6 +159,37 @@ def test_a_large_file_that_is_still_being_written_waits_for_the_next_snapshot(tm
     os.utime(folder / "job" / "finished.bin", ns=(0, 0))
     files = session_work.stage(str(folder), session_work.look(str(folder), MB), f"{folder}/snapshot")
     assert {"finished.bin": b"y" * 11} == contents(files)
+
+
+@pytest.mark.parametrize("age_s", [0, 3600])
+async def test_a_file_that_grows_after_the_look_is_never_read_beyond_what_was_seen(
+    tmp_path: Path, age_s: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = run_folder(tmp_path)
+    bomb = folder / "job" / "bomb"
+    bomb.write_text("small")
+    os.utime(bomb, ns=(0, bomb.stat().st_mtime_ns - age_s * 10**9))
+    looked_at = session_work._Stage.file
+
+    def grown(stage: session_work._Stage, path: str, kind: os.stat_result, descriptor: int) -> None:
+        os.truncate(bomb, 1 << 30)  # costs its writer nothing, and its reader a gigabyte
+        looked_at(stage, path, kind, descriptor)
+
+    monkeypatch.setattr(session_work._Stage, "file", grown)
+    files = session_work.stage(str(folder), session_work.look(str(folder), MB), f"{folder}/snapshot")
+    asked: list[FilesRequest] = []
+
+    async def ask(request: FilesRequest) -> FilesAnswer:
+        asked.append(request)
+        return FilesAnswer(missing=request.hashes, next_offset=request.offset + len(request.data), stored=True)
+
+    if age_s:  # another name of the file itself
+        with pytest.raises(FilesDiffer):
+            await put_files(ask, files)
+        assert [] == asked
+    else:  # a copy
+        assert [5] == [file.source.stat().st_size for file in files]
+        assert (await put_files(ask, files))[1] == 5
 
 
 def test_inputs_are_remembered_as_they_were_brought(tmp_path: Path) -> None:
