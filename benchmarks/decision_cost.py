@@ -28,7 +28,8 @@ from events.values import Card, Program, Requirements
 from projections import job_states, jobs, nodes
 from projections.arbiter import apply
 from projections.market import Limit, Market
-from services.matcher.engine import Engine, Match
+from services.matcher.engine import Engine
+from services.matcher.matches import Match
 from services.matcher.policies import POLICIES
 
 NOW_MS = 1_800_000_000_000

@@ -42,6 +42,8 @@ def funnel_rows(quote: QuoteAnswer) -> list[tuple[str, str, str]]:
 def failing_sentence(quote: QuoteAnswer) -> str:
     """Which condition no node passes."""
     for step in quote.steps:
+        if step.condition == quote.failing == "nodes":
+            return text(step.asked)
         if step.condition == quote.failing:
             return f"no node passes: {text(step.condition)}" + (f" ({text(step.asked)})" if step.asked else "")
     return f"no node passes: {text(quote.failing)}"
@@ -61,6 +63,8 @@ def waiting_sentence(quote: QuoteAnswer) -> str:
         parts.append(f"{count(quote.queue_position, 'job')} before it")
     if quote.free_now:
         parts.append(f"{count(quote.free_now, 'node')} free for it")
+    elif quote.could_run and quote.steps[-1].condition == "nodes":
+        parts.append(text(quote.steps[-1].asked))
     elif quote.could_run:
         busy = f"{count(quote.could_run, 'node')} could run it, {'it is' if quote.could_run == 1 else 'all are'} busy"
         parts.append(busy + free_in(quote))

@@ -6,9 +6,14 @@ A gang of K is K jobs, one for each rank, that share a group and are matched, st
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+
+import msgspec
 
 from events.codec import Malformed, decode_event
+from events.fact import Event
 from events.jobs import JobSubmitted
+from events.values import JobKind
 
 GANG_BYTES_MAX = 16 * 1024 - 64
 """The submissions of a gang together: they travel in one signed message."""
@@ -33,3 +38,25 @@ def ranks_from(body: bytes) -> int:
     except Malformed:
         return 1
     return event.num_nodes if isinstance(event, JobSubmitted) and event.rank == 0 else 1
+
+
+def fault(events: Sequence[Event], number: int) -> str:
+    """Why these events are not the ranks of one gang of so many; empty when they are."""
+    first = events[0] if events else None
+    if not isinstance(first, JobSubmitted) or len(events) != number or first.group_id is None:
+        return "the ranks of a gang have a group and come together in one message"
+    if first.kind is not JobKind.BATCH or first.variants or first.requirements.target_node is not None:
+        return "a gang is of batch jobs, with neither target nor variants"
+    common = _common(first)
+    for rank, event in enumerate(events):
+        if not isinstance(event, JobSubmitted) or event.rank != rank or _common(event) != common:
+            return "the ranks of a gang come one after the other, from 0 on, and ask for the same"
+    if len({event.job_id for event in events if isinstance(event, JobSubmitted)}) < number:
+        return "two ranks of the gang have one job id"
+    return ""
+
+
+def _common(event: JobSubmitted) -> JobSubmitted:
+    """What is the same for all ranks. Secrets are sealed for each job by itself."""
+    program = msgspec.structs.replace(event.program, secrets=None)
+    return msgspec.structs.replace(event, job_id="", rank=0, program=program)

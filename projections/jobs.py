@@ -38,7 +38,7 @@ from events.jobs import (
 )
 from events.reasons import REASONS, Payer, Reason, Refusal
 from events.values import BlobRef, JobKind, Requirements, RunUsage, charge_uusd
-from projections import bills
+from projections import bills, gang_stops
 from projections.job_states import (
     CANCELLED,
     FAILED,
@@ -209,7 +209,7 @@ def evolve(job: Job, event: Event, seq: int, now_ms: int, *, sender: str = "", a
     elif target is After.START:
         job.state = RUNNING if job.submitted.kind is JobKind.BATCH else STARTING
     elif target is After.GANG or target is After.STOP:
-        job.state = _after_stop(job)
+        job.state = gang_stops.state_after(job.gang_reason, job.again)
     else:
         job.state = after_failure(job, getattr(event, "reason", Reason.CONTAINER_ERROR), auto_retry)
     if kind is JobReprioritised:
@@ -251,21 +251,6 @@ def after_failure(job: Job, reason: Reason, auto_retry: bool) -> JobState:
     return FAILED
 
 
-def _after_stop(job: Job) -> JobState:
-    """What a stopped rank of a gang becomes, or, of whatever else was stopping: cancelled."""
-    if job.again:
-        return QUEUED
-    return CANCELLED if job.gang_reason is None else JobState(REASONS[job.gang_reason].state)
-
-
-def _reason_of_stop(job: Job) -> Reason | None:
-    """What a stopped rank of a gang has ended for: nobody else's end is told as a failure but a failure."""
-    if job.gang_reason is None:
-        return None
-    failed = REASONS[job.gang_reason].state in (FAILED, JobState.TIMED_OUT)
-    return Reason.GANG_RANK_FAILED if failed else job.gang_reason
-
-
 def _claim(job: Job, event: JobClaimed, sender: str, now_ms: int) -> None:
     assert job.run is not None
     job.run.claimed_ms, job.run.output_token = now_ms, event.output_token
@@ -300,7 +285,7 @@ def _report(job: Job, event: AttemptEnded, sender: str, now_ms: int) -> None:
     if event.results is not None or run.results is None:  # a session's last saved work is better than none
         run.results, run.results_bytes = event.results, event.results_bytes
     run.detail, run.usage = event.detail, event.usage
-    run.reason = job.reason = _reason_of_stop(job) or getattr(event, "reason", None)
+    run.reason = job.reason = gang_stops.told(job.gang_reason) or getattr(event, "reason", None)
     _charge(job, run)
 
 
@@ -314,7 +299,7 @@ def _lose(job: Job, event: LeaseExpired, sender: str, now_ms: int) -> None:
     run = job.run
     assert run is not None
     run.ended_ms, run.ran_ms = now_ms, run.usage_ms
-    run.reason = job.reason = _reason_of_stop(job) or event.reason
+    run.reason = job.reason = gang_stops.told(job.gang_reason) or event.reason
     _charge(job, run)
 
 
@@ -326,7 +311,7 @@ def _cancel(job: Job, event: JobCancelRequested, sender: str, now_ms: int) -> No
 def _stop_rank(job: Job, event: GangStopped, sender: str, now_ms: int) -> None:
     job.gang_reason, job.again = event.reason, event.again
     if job.state is QUEUED or job.state is MATCHED:
-        job.reason = _reason_of_stop(job)
+        job.reason = gang_stops.told(job.gang_reason)
         if job.state is MATCHED and job.run is not None:
             job.run.ended_ms, job.run.reason = now_ms, job.reason
     else:

@@ -11,7 +11,8 @@ from events.fact import Event
 from events.market import Policy
 from events.reasons import Refusal
 from projections.market import Market
-from services.matcher.engine import Engine, Match
+from services.matcher.engine import Engine
+from services.matcher.matches import Match
 
 
 class Desk:

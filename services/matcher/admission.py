@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from events import delegation
+from events import delegation, gangs
 from events.codec import EVENT_BYTES_MAX, Malformed, decode_event, split_batch
 from events.envelope import ENVELOPE_BYTES_MAX, Envelope, event_hash, open_envelope, signature_is_good
 from events.fact import Event
+from events.gangs import ranks_from
 from events.identity import SessionKeyAuthorised
 from events.jobs import JobExtended, JobReprioritised, JobSubmitted
 from events.market import EventRefused, PolicyChanged
@@ -109,11 +110,14 @@ def _admit_envelope(draft: Draft, arrival: Arrival, envelope: Envelope, bodies: 
             draft.answer(wallet, key, outcome)
         return
     draft.open_envelope(wallet, arrival.data)
-    for index in range(start, len(bodies)):
-        piece = Piece(wallet, key, envelope.seq + index, hashes[index], bodies[index], index)
-        if not _admit_piece(draft, piece):
-            for late in range(index + 1, len(bodies)):
-                draft.answer(wallet, key, Outcome(envelope.seq + late, hashes[late], 0, Refusal.OUT_OF_SEQUENCE, piece.number))
+    pieces = [Piece(wallet, key, envelope.seq + index, hashes[index], bodies[index], index) for index in range(start, len(bodies))]
+    while pieces:
+        number = ranks_from(pieces[0].body)
+        now, pieces = pieces[:number], pieces[number:]
+        admitted = _admit_piece(draft, now[0]) if number == 1 else _admit_gang(draft, now, number)
+        if not admitted:
+            for late in pieces:
+                draft.answer(wallet, key, Outcome(late.number, late.hash, 0, Refusal.OUT_OF_SEQUENCE, now[0].number))
             return
 
 
@@ -195,6 +199,44 @@ def _admit_piece(draft: Draft, piece: Piece) -> bool:
     return seq > 0
 
 
+def _admit_gang(draft: Draft, pieces: list[Piece], number: int) -> bool:
+    """Fold all ranks of a gang, or refuse all: then no number is used up."""
+    problem, events = _problem_of_gang(draft.market, pieces, number)
+    for piece, event in zip(pieces, events, strict=True) if problem is None else ():
+        record = Record(draft.market.last_seq + 1, draft.now_ms, event, piece.wallet, piece.key, piece.number, piece.hash)
+        refusal = draft.admit(record, piece.body, piece.place)
+        if refusal is not None:
+            assert piece is pieces[0], f"the fold takes some ranks of a gang and refuses others: {refusal}"
+            problem = Problem(refusal)
+            break
+        draft.answer(piece.wallet, piece.key, Outcome(piece.number, piece.hash, draft.market.last_seq))
+        draft.follow(event)
+    if problem is not None:
+        for piece in reversed(pieces):  # so that their sender takes the numbers back one by one
+            outcome = Outcome(piece.number, piece.hash, 0, problem.refusal, pieces[0].number, problem.detail)
+            draft.answer(piece.wallet, piece.key, outcome)
+    return problem is None
+
+
+def _problem_of_gang(market: Market, pieces: list[Piece], number: int) -> tuple[Problem | None, list[Event]]:
+    events: list[Event] = []
+    try:
+        events = [decode_event(piece.body) for piece in pieces]
+    except Malformed as error:
+        return Problem(Refusal.MALFORMED, str(error)[:100]), events
+    first = events[0]
+    assert isinstance(first, JobSubmitted)
+    told = gangs.fault(events, number)
+    if told:
+        return Problem(Refusal.INVALID_REQUIREMENT, told), events
+    ids = [event.job_id for event in events if isinstance(event, JobSubmitted)]
+    known = [job_id for job_id in ids if job_id in market.jobs]
+    if known or first.group_id in market.gangs:
+        same = known == ids and all(market.jobs[event.job_id].submitted == event for event in events if isinstance(event, JobSubmitted))
+        return None if same else Problem(Refusal.ILLEGAL_IN_STATE, "there is a job or a gang of that id"), events
+    return _check_submission(market, pieces[0].wallet, first, ranks=number), events
+
+
 def _record_refusal(draft: Draft, piece: Piece, problem: Problem) -> int:
     """Where the refusal stands in the ledger; 0 when it is not written: the key is unknown, or there were many."""
     if piece.key not in draft.market.identity.keys or not draft.memory.may_record_refusal(piece.wallet, draft.now_ms):
@@ -220,10 +262,12 @@ def _problem_of(draft: Draft, piece: Piece) -> tuple[Problem | None, Event | Non
     return (None, event) if refusal is None else (Problem(refusal), None)
 
 
-def _check_submission(market: Market, wallet: str, event: JobSubmitted) -> Problem | None:
+def _check_submission(market: Market, wallet: str, event: JobSubmitted, *, ranks: int = 1) -> Problem | None:
     """Quotas, and requirements that no node could ever meet because they contradict each other."""
     if event.job_id in market.jobs:
         return None  # the fold knows whether it is the same one sent again
+    if event.num_nodes != ranks:
+        return Problem(Refusal.INVALID_REQUIREMENT, "the ranks of a gang come one after the other, from 0 on, in one message")
     problem = _check_requirements(event) or _check_target(market, event)
     if problem is not None:
         return problem
@@ -240,7 +284,7 @@ def _check_submission(market: Market, wallet: str, event: JobSubmitted) -> Probl
     policy = market.policy
     if event.program.inputs_bytes > policy.inputs_bytes_max:
         return Problem(Refusal.QUOTA_EXCEEDED, f"inputs may have {policy.inputs_bytes_max} bytes")
-    if market.queued_of.get(wallet, 0) >= policy.max_queue:
+    if market.queued_of.get(wallet, 0) + ranks > policy.max_queue:
         return Problem(Refusal.QUEUE_FULL, f"{policy.max_queue} queued jobs")
     return None
 
@@ -248,8 +292,8 @@ def _check_submission(market: Market, wallet: str, event: JobSubmitted) -> Probl
 def _check_requirements(event: JobSubmitted) -> Problem | None:
     asked = event.requirements
     told = None
-    if event.num_nodes != 1:
-        told = "this market runs no jobs over several nodes yet"
+    if event.num_nodes == 1 and event.rank:
+        told = "a job that is no gang has no rank but 0"
     elif asked.sessions is not (event.kind is not JobKind.BATCH):
         told = "a notebook or container needs a node that serves sessions, and a batch job does not"
     elif asked.image not in (None, event.program.image):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from events.wire import Outcome, SyncAnswer, SyncJob, SyncNode, SyncRequest
+from projections.job_states import STOPPING
 from projections.jobs import Job
 from projections.market import Market
 
@@ -94,4 +95,7 @@ def sync_job(job: Job, *, with_order: bool) -> SyncJob:
         stderr_bytes=0 if run is None else run.stderr_bytes,
         results=None if run is None else run.results,
         results_bytes=0 if run is None else run.results_bytes,
+        master_addr=None if run is None else run.master_addr,
+        master_port=None if run is None else run.master_port,
+        gang_stopped=job.state is STOPPING and job.gang_reason is not None,
     )

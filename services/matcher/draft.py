@@ -14,6 +14,7 @@ from events.envelope import DECISION_KEY, event_hash
 from events.fact import Event
 from events.identity import MemberAdded, MemberRemoved
 from events.jobs import (
+    GangStopped,
     GpusReleased,
     JobCancelRequested,
     JobClaimed,
@@ -33,7 +34,7 @@ from projections.market import Applied, Market
 from services.matcher.consequences import consequences
 from services.matcher.memory import Memory
 
-MOVES_CARDS: tuple[type[Event], ...] = (JobMatched, GpusReleased, LeaseExpired, JobDeclined, JobCancelRequested, JobExtended)
+MOVES_CARDS: tuple[type[Event], ...] = (JobMatched, GpusReleased, LeaseExpired, JobDeclined, JobCancelRequested, JobExtended, GangStopped)
 """Events after which the job's node may have more or fewer cards free, or be busy for longer."""
 
 

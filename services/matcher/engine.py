@@ -11,22 +11,22 @@ from __future__ import annotations
 import heapq
 from bisect import bisect_left
 from collections.abc import Iterable
-from typing import NamedTuple
 
-from events.values import JobId, NodeId, OrgId, PriceUusdPerGpuHour, Requirements, Wallet
+from events.values import JobId, NodeId, OrgId, Requirements, Wallet
 from projections.job_states import HELD, QUEUED
 from projections.jobs import Job
 from projections.market import Market
 from projections.parties import next_day_ms
-from services.matcher.feasibility import Scene, choose_cards
+from services.matcher.feasibility import Scene
 from services.matcher.frontier import Frontier
 from services.matcher.limits import limits_money
+from services.matcher.matches import Match, avoided, first_rank, gang_of, match_gang, match_of
 from services.matcher.node_index import Bucket, NodeIndex
 from services.matcher.ordered import Tally
-from services.matcher.places import best_of, cheapest
+from services.matcher.places import best_of, cheapest, cheapest_of_gang
 from services.matcher.policies import SEQ_MASK, Rank, order_key, orders_otherwise, row_of
 from services.matcher.price_index import ANY_PRICE, NEVER
-from services.matcher.shapes import Placed, Shape, ShapeKey, ShapeTable, cap_of, fit, keys_of, make_known
+from services.matcher.shapes import Placed, Shape, ShapeKey, ShapeTable, cap_of, fit, gang_key, keys_of, make_known
 from services.matcher.share_index import Units
 from services.matcher.timers import Timers
 
@@ -34,22 +34,10 @@ FRESH_NODES_MAX = 4
 STALE_LABELS_MAX = 64
 ENDING_KEPT_MS = 3_600_000
 """How long jobs are still laid out by their timeouts when no node has a plan to leave any more."""
-NOBODY: frozenset[NodeId] = frozenset()
 FIRST = (0,)
 
 Found = tuple[int, JobId]
 """A job and its order key."""
-
-
-class Match(NamedTuple):
-    """A decision: the job, its node and cards, and the price that is locked."""
-
-    job_id: JobId
-    node_id: NodeId
-    cards: tuple[str, ...]
-    price_uusd_per_gpu_hour: PriceUusdPerGpuHour
-    variant: int = 0
-    """Which of the buyer's choices it gets."""
 
 
 class Engine:
@@ -105,16 +93,15 @@ class Engine:
         """The match of a job that is known to fit some node."""
         placed, variant = self._table.placed[job_id], 0
         shape = placed.shapes[0]
+        if shape.num_nodes > 1:
+            return match_gang(self.market, job_id, self._gang_places(shape))
         best = self._best_place(shape)
         if len(placed.shapes) > 1 or self._row.by_backlog:
             price = self.market.jobs[job_id].max_price_uusd_per_gpu_hour
             most = ANY_PRICE if price is None else price
             (_, _, variant, best), shape = best_of(placed, self._nodes, self._scene, most, by_backlog=self._row.by_backlog)
         assert best is not None, job_id
-        node = self.market.nodes[best[3]]
-        cards = choose_cards(node, shape.ask.requirements)
-        assert cards is not None, (job_id, best)
-        return Match(job_id, best[3], cards, node.price_uusd_per_gpu_hour, variant)
+        return match_of(self.market, job_id, best, shape.ask.requirements, variant)
 
     def _rebuild(self) -> None:
         market = self.market
@@ -139,9 +126,10 @@ class Engine:
         self._touched_orgs: dict[OrgId, None] = {}
         self._touched_parties: dict[str, None] = {}
 
-    def _is_full(self) -> bool:
+    def _is_full(self, jobs: int = 1) -> bool:
+        """Whether the market runs so many jobs that it takes no more of them at once."""
         most = self.market.policy.max_concurrent
-        return most is not None and sum(self.market.states.get(state, 0) for state in HELD) >= most
+        return most is not None and sum(self.market.states.get(state, 0) for state in HELD) + jobs > most
 
     # -- keeping the index in step with the market --
 
@@ -175,6 +163,8 @@ class Engine:
             touched_jobs, self._touched_jobs = self._touched_jobs, {}
             for job_id in touched_jobs:
                 self._settle_job(job_id)
+        if self._table.gangs and policy.max_concurrent is not None:
+            self._frontier.push_each(self._table.gangs)  # any job that ends makes room for them, wherever it ran
 
     def _settle_nodes(self, node_ids: Iterable[NodeId]) -> None:
         index, fresh, now_ms = self._nodes, self._fresh, self._scene.now_ms
@@ -182,8 +172,8 @@ class Engine:
             self._tally.touched += 1
             if index.settle(self.market, node_id, now_ms, self._suspects) or node_id in fresh:
                 fresh[node_id] = None
-            for shape in self._table.targets.get(node_id, ()):
-                self._frontier.push_all(shape)
+                self._frontier.push_each(self._table.gangs)
+            self._frontier.push_each(self._table.targets.get(node_id, ()))
             changes_ms = index.rows[node_id].changes_ms
             if changes_ms:
                 self._timers.wake(changes_ms, node_id)
@@ -263,30 +253,39 @@ class Engine:
         self._tally.touched += 1
         table.take(job_id)
         job = self.market.jobs.get(job_id)
-        if job is None or job.state is not QUEUED:
+        first = first_rank(self.market, job)
+        if first is not None:  # it lies where rank 0 does
+            self._touched_jobs[first] = None
+        if job is None or job.state is not QUEUED or job.submitted.rank > 0:
             return
-        if job.not_before_ms > now_ms:
-            self._timers.wake(job.not_before_ms, job_id)
+        gang = gang_of(self.market, job)
+        if job.submitted.num_nodes > 1 and gang is None:
             return
-        avoid = self._avoided(job)
+        not_before_ms = job.not_before_ms if gang is None else gang.not_before_ms
+        if not_before_ms > now_ms:
+            self._timers.wake(not_before_ms, job_id)
+            return
+        avoid = avoided(job, now_ms)
         if avoid and job.avoid is not None:
             self._timers.wake(min(job.avoid[node_id] for node_id in avoid), job_id)
         if table.is_crowded():
             self._sweep()
+        price = job.max_price_uusd_per_gpu_hour
+        if gang is not None:
+            key = gang_key(gang.ranks, self.market, avoid)
+            shape = table.shapes.get(key) or self._shape(key, job.submitted.requirements)
+            self._put(job, shape.alone, FIRST, gang.price_uusd)
+            return
+        shapes, variants = self._shapes_of(job, avoid)
+        self._put(job, shapes, variants, ANY_PRICE if price is None else price)
+
+    def _put(self, job: Job, shapes: tuple[Shape, ...], variants: tuple[int, ...], price: int) -> None:
         unit = self._units.of(job) if self._row.by_share else None
         key = order_key(job, self._policy, self.market)
-        price = job.max_price_uusd_per_gpu_hour
-        shapes, variants = self._shapes_of(job, avoid)
-        placed = Placed(key if unit is None else key & SEQ_MASK, shapes, unit, variants)
-        table.put(job_id, placed, ANY_PRICE if price is None else price)
+        self._table.put(job.submitted.job_id, Placed(key if unit is None else key & SEQ_MASK, shapes, unit, variants), price)
         self._look_again()
         for shape in shapes:
             self._frontier.push(shape, key if unit is None else unit.low)
-
-    def _avoided(self, job: Job) -> frozenset[NodeId]:
-        if not job.avoid:
-            return NOBODY
-        return frozenset(node_id for node_id, until_ms in job.avoid.items() if until_ms > self._scene.now_ms)
 
     def _shapes_of(self, job: Job, avoid: frozenset[NodeId]) -> tuple[tuple[Shape, ...], tuple[int, ...]]:
         """One shape for each sort of node that may take it and each of its buyer's choices; and which choice each shape is."""
@@ -323,8 +322,7 @@ class Engine:
         """Many nodes are fresh: let the shapes that fit them look for nodes, rather than each node for a job."""
         for bucket in {self._nodes.rows[node_id].bucket: None for node_id in self._fresh}:
             if bucket is not None:
-                for shape in bucket.shapes:
-                    self._frontier.push_all(shape)
+                self._frontier.push_each(bucket.shapes)
         self._fresh.clear()
 
     def _first_of_fresh(self) -> Found | None:
@@ -356,7 +354,7 @@ class Engine:
                 at = bisect_left(so_far, price)
                 if at == len(so_far) or root.keys[at] >= before:
                     continue
-            if price > shape.cap or shape.timeout_ms > stays_ms:
+            if price > shape.cap or shape.timeout_ms > stays_ms or shape.num_nodes > 1:
                 continue
             if shape.cores <= cores and shape.memory_mib <= memory_mib and (not shape.avoid or node_id not in shape.avoid):
                 found = shape.jobs.first(price, before)
@@ -393,6 +391,10 @@ class Engine:
         """The best node for jobs of this shape, whatever they pay."""
         if shape is self._seen[0]:
             return self._seen[1]
-        place = cheapest(self._nodes, shape, self._scene)
+        place = next(reversed(self._gang_places(shape)), None) if shape.num_nodes > 1 else cheapest(self._nodes, shape, self._scene)
         self._seen = (shape, place)
         return place
+
+    def _gang_places(self, shape: Shape) -> list[Rank]:
+        """The best nodes for all ranks of a gang of this shape, whatever they pay; none when they cannot be placed together."""
+        return [] if self._is_full(shape.num_nodes) else cheapest_of_gang(self._nodes, shape, self._scene)

@@ -37,6 +37,8 @@ class Ask(NamedTuple):
     timeout_s: int = 0
     left_uusd: int | None = None
     """What the job may cost, if its buyer set a total."""
+    num_nodes: int = 1
+    """So many nodes like this at once."""
 
 
 class Scene(NamedTuple):
@@ -62,7 +64,8 @@ class Condition(NamedTuple):
 def ask_of(job: Job) -> Ask:
     """What a job asks now."""
     asked = job.submitted
-    return Ask(asked.requirements, job.buyer, job.max_price_uusd_per_gpu_hour, job.avoid or {}, asked.org_id, job.timeout_s, job.left_uusd)
+    price, left_uusd = job.max_price_uusd_per_gpu_hour, job.left_uusd
+    return Ask(asked.requirements, job.buyer, price, job.avoid or {}, asked.org_id, job.timeout_s, left_uusd, asked.num_nodes)
 
 
 def asks_of(job: Job) -> tuple[Ask, ...]:
@@ -215,6 +218,7 @@ def _within_limits(ask: Ask, node: Node, scene: Scene) -> bool:
         num_gpus=ask.requirements.num_gpus,
         timeout_s=ask.timeout_s,
         left_uusd=ask.left_uusd,
+        num_nodes=ask.num_nodes,
         now_ms=scene.now_ms,
     )
     return node.price_uusd_per_gpu_hour <= cap
@@ -286,6 +290,11 @@ CONDITIONS: tuple[Condition, ...] = (
         lambda ask: "people may connect" if ask.requirements.sessions else "",
     ),
     Condition("image", _runs_image, lambda ask: f"runs the image {ask.requirements.image}" if ask.requirements.image else ""),
+    Condition(
+        "address",
+        lambda ask, node, scene: ask.num_nodes == 1 or node.offer.address is not None,
+        lambda ask: "can be reached by other nodes" if ask.num_nodes > 1 else "",
+    ),
     Condition("labels", _labelled, lambda ask: ", ".join(f"{key}={value}" for key, value in sorted(ask.requirements.node_labels.items()))),
     Condition(
         "price",

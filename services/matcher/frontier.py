@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from services.matcher.shapes import Shape, ShapeKey
 
@@ -32,3 +32,8 @@ class Frontier:
         low = shape.jobs.low()
         if low is not None:
             self.push(shape, low)
+
+    def push_each(self, shapes: Iterable[Shape]) -> None:
+        """Any job of any of them may fit a node."""
+        for shape in shapes:
+            self.push_all(shape)

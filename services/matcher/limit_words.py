@@ -17,7 +17,7 @@ def told(market: Market, job: Job, now_ms: int) -> str:
     for name, limit in limits_of(market, job.buyer, asked.org_id):
         who = "your wallet" if name == job.buyer else "your organisation"
         party = market.parties[name]
-        if limit.gpus is not None and party.gpus + asked.requirements.num_gpus > limit.gpus:
+        if limit.gpus is not None and party.gpus + asked.requirements.num_gpus * asked.num_nodes > limit.gpus:
             return f"{who} may have {limit.gpus} GPUs at once and has {party.gpus}"
         for most, spent_uusd, span in (
             (limit.spend_day_uusd, spent_today_uusd(party, now_ms), "a day"),

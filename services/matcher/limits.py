@@ -71,24 +71,41 @@ def cap_for(market: Market, job: Job, now_ms: int) -> int:
     """The same for a job that is known."""
     asked = job.submitted
     gpus = asked.requirements.num_gpus
-    return price_cap(market, job.buyer, asked.org_id, num_gpus=gpus, timeout_s=job.timeout_s, left_uusd=job.left_uusd, now_ms=now_ms)
+    return price_cap(
+        market,
+        job.buyer,
+        asked.org_id,
+        num_gpus=gpus,
+        timeout_s=job.timeout_s,
+        left_uusd=job.left_uusd,
+        num_nodes=asked.num_nodes,
+        now_ms=now_ms,
+    )
 
 
 def price_cap(
-    market: Market, wallet: str | None, org_id: str | None, *, num_gpus: int, timeout_s: int, left_uusd: int | None, now_ms: int
+    market: Market,
+    wallet: str | None,
+    org_id: str | None,
+    *,
+    num_gpus: int,
+    timeout_s: int,
+    left_uusd: int | None,
+    num_nodes: int = 1,
+    now_ms: int,
 ) -> int:
     """The highest price at which such a job keeps its wallet and its organisation within their limits, at its worst. `left_uusd`: what
-    its buyer lets it cost at most."""
+    its buyer lets it cost at most, on each of so many nodes."""
     if not market.limits:
         return UNLIMITED_UUSD
     cards = cards_left(market, wallet, org_id)
-    if cards is not None and num_gpus > max(0, cards):
+    if cards is not None and num_gpus * num_nodes > max(0, cards):
         return NOTHING_UUSD
     room = money_left(market, wallet, org_id, now_ms)
     if room == UNLIMITED_UUSD:
         return UNLIMITED_UUSD
     if room < 0:
         return NOTHING_UUSD
-    if left_uusd is not None and left_uusd <= room:
+    if left_uusd is not None and left_uusd * num_nodes <= room:
         return UNLIMITED_UUSD
-    return ((room + 1) * HOUR_MS - 1) // (max(1, timeout_s) * 1000 * max(1, num_gpus))
+    return ((room + 1) * HOUR_MS - 1) // (max(1, timeout_s) * 1000 * max(1, num_gpus) * num_nodes)

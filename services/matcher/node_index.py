@@ -86,6 +86,26 @@ class NodesByPrice(Ordered[NodeKey, Room]):
                     return block.keys[at]
         return None
 
+    def firsts(self, number: int, least: Room, avoid: Container[NodeId], most_uusd: int) -> list[NodeKey]:
+        """The so many cheapest nodes with that much room, for that long, that are not to be avoided nor dearer than that."""
+        found: list[NodeKey] = []
+        self._gather(self.root, least, avoid, (number, most_uusd), found)
+        return found
+
+    def _gather(
+        self, block: Block[NodeKey, Room], least: Room, avoid: Container[NodeId], until: tuple[int, int], found: list[NodeKey]
+    ) -> None:
+        number, most_uusd = until
+        for at, room in enumerate(block.amounts):
+            if len(found) == number or block.keys[at][0] > most_uusd:
+                return
+            self.tally.touched += 1
+            if room[0] >= least[0] and room[1] >= least[1] and room[2] >= least[2]:
+                if not block.leaf:
+                    self._gather(block.items[at], least, avoid, until, found)
+                elif block.items[at] not in avoid:
+                    found.append(block.keys[at])
+
 
 class NodesByBacklog(Ordered[BusyKey, BusyRoom]):
     """Nodes of a group with equally many attempts under way, the one first whose attempts end first, all in all."""
@@ -171,6 +191,7 @@ class Terms(NamedTuple):
     simulated: bool
     sessions: bool
     images_allow: tuple[str, ...]
+    reachable: bool
     labels: frozenset[Label]
 
 
@@ -324,6 +345,7 @@ class NodeIndex:
             simulated=has_simulated(node),
             sessions=offer.sessions,
             images_allow=offer.images_allow,
+            reachable=offer.address is not None,
             labels=labels,
         )
         row.terms = self._terms.setdefault(terms, len(self._terms))

@@ -39,6 +39,21 @@ def cheapest(index: NodeIndex, shape: Shape, scene: Scene) -> Rank | None:
     return best
 
 
+def cheapest_of_gang(index: NodeIndex, shape: Shape, scene: Scene) -> list[Rank]:
+    """The best nodes for the ranks of a gang, one for each, whatever it pays; empty when they do not suffice."""
+    number, best = shape.num_nodes, list[Rank]()
+    least = (shape.cores, shape.memory_mib, scene.now_ms + shape.timeout_ms)
+    index.tally.touched += len(index.open)
+    for bucket, price in index.open.items():
+        most = shape.cap if len(best) < number else min(shape.cap, best[-1][0])
+        how = bucket.shapes.get(shape) if price <= most else None
+        if how is not None:
+            best += [rank(key[0], how[0], how[1], key[1]) for key in bucket.nodes.firsts(number, least, shape.avoid, most)]
+            best.sort()
+            del best[number:]
+    return best if len(best) == number else []
+
+
 def least_busy(index: NodeIndex, shape: Shape, scene: Scene, most_uusd: int) -> BusyRank | None:
     """The node with the least expected work left at which a job of this shape that pays so much may run."""
     if shape.target is not None:

@@ -49,6 +49,7 @@ def _nearness(answer: QuoteAnswer) -> tuple[bool, bool, int]:
 def _quote_one(market: Market, request: QuoteRequest, buyer: Wallet, now_ms: int, suspects: Container[str]) -> QuoteAnswer:
     requirements = request.requirements
     ask = Ask(requirements, buyer, request.max_price_uusd_per_gpu_hour, org_id=request.org_id, timeout_s=request.timeout_s)
+    ask = ask._replace(num_nodes=request.num_nodes)
     scene = Scene(market, now_ms, suspects)
     found = funnel(ask, scene)
     able = sorted(found.could_run, key=lambda node: (node.price_uusd_per_gpu_hour, node.node_id))
@@ -56,6 +57,8 @@ def _quote_one(market: Market, request: QuoteRequest, buyer: Wallet, now_ms: int
     price_from = None
     if able:
         price_from = charge_uusd(request.timeout_s * 1000, requirements.num_gpus, able[0].price_uusd_per_gpu_hour)
+    if request.num_nodes > 1:
+        return _quote_gang(market, request, found, able)
     return QuoteAnswer(
         as_of_seq=market.last_seq,
         steps=found.steps,
@@ -67,6 +70,28 @@ def _quote_one(market: Market, request: QuoteRequest, buyer: Wallet, now_ms: int
         only_simulated=not able and _would_do_simulated(ask, scene),
         paused=market.paused,
         price_from_uusd=price_from,
+        queue_position=None if request.job_id is None else queue_position(market, request.job_id),
+    )
+
+
+def _quote_gang(market: Market, request: QuoteRequest, found: Funnel, able: list[Node]) -> QuoteAnswer:
+    """As for one node, but too few nodes are none."""
+    needed, free_ids, requirements = request.num_nodes, {node.node_id for node in found.free_now}, request.requirements
+    fit, free = len(able), len(free_ids)
+    enough = fit >= needed
+    return QuoteAnswer(
+        as_of_seq=market.last_seq,
+        steps=(*found.steps, QuoteStep("nodes", f"{needed} nodes needed, {fit} fit, {free} free", free)),
+        offers=tuple(_offer(node, requirements, node.node_id in free_ids) for node in able[:OFFERS_MAX]),
+        could_run=fit if enough else 0,
+        free_now=free if free >= needed else 0,
+        failing=found.failing if found.failing is not None or enough else "nodes",
+        paused=market.paused,
+        price_from_uusd=sum(
+            charge_uusd(request.timeout_s * 1000, requirements.num_gpus, node.price_uusd_per_gpu_hour) for node in able[:needed]
+        )
+        if enough
+        else None,
         queue_position=None if request.job_id is None else queue_position(market, request.job_id),
     )
 

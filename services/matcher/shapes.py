@@ -52,6 +52,8 @@ class ShapeKey(NamedTuple):
     """Where that matters, else 0."""
     purse: Purse | None
     """Of jobs under a limit."""
+    num_nodes: int = 1
+    """More than 1: of gangs, whose rank 0 stands for all."""
 
 
 SHAPES_MIN = 1024
@@ -63,17 +65,35 @@ _encoder = msgspec.msgpack.Encoder()
 class Shape:
     """Jobs that differ in price and order only."""
 
-    __slots__ = ("alone", "ask", "avoid", "bound", "cap", "cards", "cores", "jobs", "key", "memory_mib", "number", "target", "timeout_ms")
+    __slots__ = (
+        "alone",
+        "ask",
+        "avoid",
+        "bound",
+        "cap",
+        "cards",
+        "cores",
+        "jobs",
+        "key",
+        "memory_mib",
+        "num_nodes",
+        "number",
+        "target",
+        "timeout_ms",
+    )
 
     def __init__(self, key: ShapeKey, number: int, requirements: Requirements, jobs: PriceIndex | ShareIndex) -> None:
         self.key = key
         self.number = number
         purse = key.purse or Purse("", None, None)
-        self.ask = Ask(requirements, key.buyer, org_id=purse.org_id, timeout_s=key.timeout_s, left_uusd=purse.left_uusd)
+        self.ask = Ask(
+            requirements, key.buyer, org_id=purse.org_id, timeout_s=key.timeout_s, left_uusd=purse.left_uusd, num_nodes=key.num_nodes
+        )
+        self.num_nodes = key.num_nodes
         self.avoid = key.avoid
         self.cores = cores_asked(requirements)
         self.memory_mib = requirements.memory_mib
-        self.timeout_ms = key.timeout_s * 1000 if key.ending else 0
+        self.timeout_ms = key.timeout_s * 1000 if key.ending or key.num_nodes > 1 else 0
         """How long the node must stay; 0: as nodes do that have no plan to leave."""
         self.cards = (
             requirements.num_gpus,
@@ -108,7 +128,9 @@ class Placed(NamedTuple):
 def fit(shape: Shape, bucket: Bucket, scene: Scene) -> How | None:
     """How jobs of this shape fit the bucket's nodes now, room aside; None when they do not."""
     key = shape.key
-    if shape.target is not None or (key.buyer is None) != (bucket.door is None) or key.ending is not bucket.ending:
+    if key.num_nodes > 1:
+        pass  # the ranks of a gang may stand on nodes of every sort
+    elif shape.target is not None or (key.buyer is None) != (bucket.door is None) or key.ending is not bucket.ending:
         return None
     cards, chosen = shape.cards, bucket.chosen
     how = chosen[cards] if cards in chosen else chosen.setdefault(cards, _choose(shape.ask.requirements, bucket))
@@ -138,13 +160,34 @@ def keys_of(
     return keys
 
 
+def gang_key(ranks: tuple[Job, ...], market: Market, avoid: frozenset[NodeId]) -> ShapeKey:
+    """The one shape of a gang: it takes nodes of every sort, so each of its ranks does."""
+    first = ranks[0]
+    asked, buyer, purse = first.submitted, first.buyer, None
+    if is_limited(market, buyer, asked.org_id):
+        left = [rank.left_uusd for rank in ranks if rank.left_uusd is not None]
+        counts = len(left) == len(ranks) and limits_money(market, buyer, asked.org_id)
+        purse = Purse(buyer, asked.org_id, max(left) if counts else None)
+    timeout_s = max(rank.timeout_s for rank in ranks)
+    return ShapeKey(_encoder.encode(asked.requirements), buyer, avoid, False, timeout_s, purse, asked.num_nodes)
+
+
 def cap_of(shape: Shape, market: Market, now_ms: int) -> int:
     """The highest price that limits allow jobs of this shape now."""
     purse = shape.key.purse
     if purse is None:
         return UNLIMITED_UUSD
     num_gpus, timeout_s = shape.ask.requirements.num_gpus, shape.key.timeout_s
-    return price_cap(market, purse.wallet, purse.org_id, num_gpus=num_gpus, timeout_s=timeout_s, left_uusd=purse.left_uusd, now_ms=now_ms)
+    return price_cap(
+        market,
+        purse.wallet,
+        purse.org_id,
+        num_gpus=num_gpus,
+        timeout_s=timeout_s,
+        left_uusd=purse.left_uusd,
+        num_nodes=shape.num_nodes,
+        now_ms=now_ms,
+    )
 
 
 def _parties(shape: Shape) -> tuple[str, ...]:
@@ -174,6 +217,8 @@ class ShapeTable:
         self.tally = tally
         self.shapes: dict[ShapeKey, Shape] = {}
         self.targets: dict[NodeId, dict[Shape, None]] = {}
+        self.gangs: dict[Shape, None] = {}
+        """Those of gangs."""
         self.purses: dict[str, dict[Shape, None]] = {}
         """The shapes under the limits of a wallet or organisation."""
         self.placed: dict[JobId, Placed] = {}
@@ -187,6 +232,8 @@ class ShapeTable:
         shape = self.shapes[key] = Shape(key, self._made, requirements, self._jobs(self.tally))
         if shape.target is not None:
             self.targets.setdefault(shape.target, {})[shape] = None
+        if shape.num_nodes > 1:
+            self.gangs[shape] = None
         for name in _parties(shape):
             self.purses.setdefault(name, {})[shape] = None
         return shape
@@ -236,6 +283,7 @@ class ShapeTable:
         idle = {shape for shape in self.shapes.values() if not shape.jobs.size}
         for shape in idle:
             del self.shapes[shape.key]
+            self.gangs.pop(shape, None)
             shape.bound = None
             for name in _parties(shape):
                 of_party = self.purses[name]

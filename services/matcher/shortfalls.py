@@ -89,6 +89,7 @@ SHORTFALLS: dict[str, Words] = {
     "network": lambda ask, node, scene: "it gives jobs no network",
     "sessions": lambda ask, node, scene: "it serves no sessions",
     "image": lambda ask, node, scene: "it runs no images" if node.offer.isolation == "process" else "its owner does not run that image",
+    "address": lambda ask, node, scene: "it offers no address, as one whose jobs run in containers",
     "labels": lambda ask, node, scene: "it does not have these labels",
     "price": lambda ask, node, scene: f"it asks {usd(node.price_uusd_per_gpu_hour)}",
     "not avoided": _avoided,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from events.gangs import master_port
 from events.jobs import JobMatched
 from events.wire import Beat, BeatAnswer, LiveFrame
 from projections.market import Market
@@ -14,6 +15,7 @@ from projections.nodes import NodeState
 from services.matcher.admission import Arrival, admit
 from services.matcher.draft import Closed, Draft
 from services.matcher.expiry import expired
+from services.matcher.matches import Match
 from services.matcher.memory import Memory
 
 ARRIVALS_MAX = 256
@@ -54,19 +56,28 @@ def _match(draft: Draft) -> None:
     market, engine, now_ms = draft.market, draft.memory.engine, draft.now_ms
     claim_by_ms = now_ms + market.policy.claim_s * 1000
     while (match := engine.next_match(now_ms)) is not None:
-        job = market.jobs[match.job_id]
-        event = JobMatched(
-            job_id=match.job_id,
-            attempt=job.attempts + 1,
-            node_id=match.node_id,
-            cards=match.cards,
-            price_uusd_per_gpu_hour=match.price_uusd_per_gpu_hour,
-            claim_by_ms=claim_by_ms,
-            variant=match.variant,
-        )
-        refused = draft.decide(event)
-        assert refused is None, f"the engine made a match that the fold refuses: {refused} {event}"
+        for one in (match, *match.others):
+            event = _matched(market, one, claim_by_ms, first=match if match.others else None)
+            refused = draft.decide(event)
+            assert refused is None, f"the engine made a match that the fold refuses: {refused} {event}"
         draft.break_page()
+
+
+def _matched(market: Market, match: Match, claim_by_ms: int, *, first: Match | None) -> JobMatched:
+    """The event of a match; `first`: that of rank 0, if it is one of a gang's."""
+    job = market.jobs[match.job_id]
+    attempt = job.attempts + 1
+    return JobMatched(
+        job_id=match.job_id,
+        attempt=attempt,
+        node_id=match.node_id,
+        cards=match.cards,
+        price_uusd_per_gpu_hour=match.price_uusd_per_gpu_hour,
+        claim_by_ms=claim_by_ms,
+        variant=match.variant,
+        master_addr=None if first is None else market.nodes[first.node_id].offer.address,
+        master_port=None if first is None else master_port(job.submitted.group_id or "", attempt),
+    )
 
 
 class Renewal(NamedTuple):

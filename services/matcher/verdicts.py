@@ -32,6 +32,7 @@ OF_THE_OFFER = frozenset(
         "network",
         "sessions",
         "image",
+        "address",
     }
 )
 """Conditions that two nodes with the same `offer_key` answer alike. Any other condition is asked of each node."""
@@ -82,7 +83,17 @@ def offer_key(offer: NodeOffered, wallet: str) -> Hashable:
     """Everything of an offer that the conditions `OF_THE_OFFER` look at."""
     cards = tuple((card.model, card.vram_mib, card.cuda, card.healthy, card.simulated, card.index) for card in offer.cards)
     own = (wallet, offer.accept_wallets) if offer.accept is Accept.OWN else ()
-    terms = (offer.isolation, offer.egress, offer.accept, own, offer.org_id, offer.min_gpus, offer.sessions, offer.images_allow)
+    terms = (
+        offer.isolation,
+        offer.egress,
+        offer.accept,
+        own,
+        offer.org_id,
+        offer.min_gpus,
+        offer.sessions,
+        offer.images_allow,
+        offer.address is None,
+    )
     return (cards, offer.cores, offer.memory_mib, terms)
 
 

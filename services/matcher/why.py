@@ -69,7 +69,9 @@ def why(market: Market, job: Job, moment: Moment, keys: OfferKeys | None = None)
             steps.append(Step(condition=row.name, asked=row.asked(ask), nodes=left))
         before_it = left
     shown = _nearest(market, ask, scene, found)
-    change = None if tiers.get(Nearness.FREE) else smallest_change(Question(job, ask, scene, before), found, keys)
+    change = (
+        None if tiers.get(Nearness.FREE) or job.submitted.num_nodes > 1 else smallest_change(Question(job, ask, scene, before), found, keys)
+    )
     soonest_s = min((one.free_in_s for one in shown if one.free_in_s is not None), default=None)
     return Why(
         job=job.submitted.job_id,
@@ -124,9 +126,24 @@ def cause_of(market: Market, job: Job, tiers: dict[Nearness, int], now_ms: int) 
     limit = told(market, job, now_ms)
     if limit and (tiers.get(Nearness.FREE) or cap_for(market, job, now_ms) < 0):
         return Cause.LIMIT, limit
+    needed = job.submitted.num_nodes
+    if needed > 1:
+        return _cause_of_gang(needed, tiers)
     nearest = next((tier for tier in NEAREST_FIRST if tiers.get(tier)), Nearness.NEVER)
     number = tiers.get(nearest, 0)
     return CAUSES[nearest], _nearness(nearest, number, sum(tiers.values()))
+
+
+def _cause_of_gang(needed: int, tiers: dict[Nearness, int]) -> tuple[Cause, str]:
+    """The nearest of the nodes that make it enough decides."""
+    free = tiers.get(Nearness.FREE, 0)
+    fit = free + tiers.get(Nearness.CAPACITY, 0) + tiers.get(Nearness.AWAY, 0)
+    counted = 0
+    for tier in NEAREST_FIRST[:-1]:
+        counted += tiers.get(tier, 0)
+        if counted >= needed:
+            return CAUSES[tier], f"it needs {needed} nodes at once, {fit} fit and {free} are free"
+    return Cause.IMPOSSIBLE, f"it needs {needed} nodes, {counted} fit"
 
 
 def _nearness(tier: Nearness, number: int, nodes: int) -> str:

@@ -24,8 +24,9 @@ from projections.market import Market
 from projections.nodes import Node, free_cards
 from projections.parties import DAY_MS, spent_this_month_uusd, spent_today_uusd
 from services.matcher import engine, node_index, shapes
-from services.matcher.engine import Engine, Match
+from services.matcher.engine import Engine
 from services.matcher.feasibility import Ask, Scene, asks_of, choose, choose_cards, obstacle
+from services.matcher.matches import Match
 from services.matcher.node_index import NodesByBacklog, NodesByPrice
 from services.matcher.policies import POLICIES, Rank, backlog_of, order_key, place, rank
 from services.matcher.price_index import PriceIndex

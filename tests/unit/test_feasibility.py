@@ -259,7 +259,7 @@ def test_every_condition_has_words_for_what_is_asked() -> None:
         sessions=True,
         image="python:3.12",
     )
-    ask = Ask(asked, BUYER, 400_000, {"n": 1})
+    ask = Ask(asked, BUYER, 400_000, {"n": 1}, num_nodes=2)
     words = {condition.name: condition.asked(ask) for condition in CONDITIONS}
     assert all(words.values())
     assert "2 GPUs" == words["gpus"]
