@@ -25,6 +25,8 @@ from seller_agent.runners.ssh_errors import SshFailed
 TOGETHER = 8
 """Files under way at once."""
 ENTRIES_MAX = 10 * FILES_MAX
+STALL_S = 60.0
+"""A file of which nothing comes for so long is none."""
 TOO_LARGE_BYTES = 1 << 42
 """So large is, on paper, a file that was left behind because of the cap: whoever collects the results sees why."""
 
@@ -121,7 +123,7 @@ async def fetch_tree(access: Access, remote: str, local: Path, bytes_max: int, d
                 if wanted.path in done:
                     return
                 target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                if await fetch_file(client, f"{remote}/{wanted.path}", target, fits=fits):
+                if await fetch_file(client, f"{remote}/{wanted.path}", target, wanted, fits=fits):
                     os.chmod(target, 0o700 if wanted.executable else 0o600)
                 done.add(wanted.path)
 
@@ -133,18 +135,32 @@ async def fetch_tree(access: Access, remote: str, local: Path, bytes_max: int, d
         await all_or_none(*works)
 
 
-async def fetch_file(client: asyncssh.SFTPClient, remote: str, target: Path, *, fits: bool) -> bool:
+async def fetch_file(client: asyncssh.SFTPClient, remote: str, target: Path, wanted: Wanted, *, fits: bool) -> bool:
     """One file, or what stands for one that does not fit; False when it is left out: the host does not give it out, as when its job
-    forbade that. Raises asyncssh's errors of a lost connection, OSError."""
+    forbade that, or has put something else in its place since it was listed. Raises asyncssh's errors of a lost connection, OSError,
+    and TimeoutError when nothing comes, as from a pipe: then nothing more comes over this client."""
+    if not fits:
+        return _stand_in(target)
+    loop, is_whole = asyncio.get_running_loop(), False
     try:
-        if fits:
-            await client.get(remote, str(target))
-        return fits or _stand_in(target)
+        async with asyncio.timeout(STALL_S) as patience:
+
+            def moved(source: bytes, to: bytes, copied: int, size: int) -> None:
+                if size > wanted.size:
+                    raise asyncssh.SFTPFailure("the file has grown since it was listed")
+                patience.reschedule(loop.time() + STALL_S)
+
+            await client.get(remote, str(target), progress_handler=moved)
+        is_whole = stat.S_ISREG(target.lstat().st_mode)
     except (asyncssh.SFTPConnectionLost, asyncssh.SFTPNoConnection):
+        is_whole = True  # what is here of it by now: the next try goes over it
         raise
     except asyncssh.SFTPError:
-        target.unlink(missing_ok=True)
-        return False
+        pass
+    finally:
+        if not is_whole:
+            target.unlink(missing_ok=True)
+    return is_whole
 
 
 def _stand_in(target: Path) -> bool:

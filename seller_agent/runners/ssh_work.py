@@ -95,7 +95,7 @@ class Works:
             async def get(number: int, wanted: Wanted, fits: bool) -> None:
                 async with slots:
                     fetched = scratch / str(number)
-                    if await fetch_file(client, f"{remote}/{wanted.path}", fetched, fits=fits):
+                    if await fetch_file(client, f"{remote}/{wanted.path}", fetched, wanted, fits=fits):
                         _put(fetched, local / wanted.path, wanted)
 
             for number, wanted in enumerate(sorted(found, key=lambda wanted: -wanted.mtime_s)):  # of too much the newest is kept

@@ -16,11 +16,11 @@ from integration.ssh_env import SshWorld, new_key, opened_world
 from integration.test_gpus import library
 from integration.test_process_runner import IGNORE_TERM, eventually, is_running, output, printed_pid
 
-from seller_agent.runners import proc
+from seller_agent.runners import proc, ssh_files
 from seller_agent.runners.runner import RunCard, RunSpec, RunState, StopReason
 from seller_agent.runners.ssh_connection import Access
 from seller_agent.runners.ssh_errors import HostAway, HostKeyWrong, LoginRefused, SshFailed
-from seller_agent.runners.ssh_files import TOO_LARGE_BYTES
+from seller_agent.runners.ssh_files import TOO_LARGE_BYTES, Wanted, fetch_file
 from seller_agent.runners.ssh_hosts import HostsError
 from seller_agent.ssh_nodes import HostSilent, HostWatch, cards_of
 
@@ -374,6 +374,31 @@ async def test_the_work_of_a_session_comes_while_it_runs_and_once_more_at_the_en
     assert ["a.txt", "b", "c.txt", "changed", "go", "same"] == sorted(path.name for path in job.rglob("*"))
     assert ("two", "three") == ((job / "a.txt").read_text(), (job / "b/c.txt").read_text())
     assert before == (job / "same").stat().st_mtime_ns
+
+
+@pytest.mark.parametrize("swapped_for", ["a file of holes", "a pipe", "a link"])
+async def test_what_a_job_puts_in_a_files_place_costs_the_gate_neither_room_nor_time(
+    bench: SshBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swapped_for: str
+) -> None:
+    monkeypatch.setattr(ssh_files, "STALL_S", 1.0)
+    remote, target = tmp_path / "work", tmp_path / "fetched"
+    listed = Wanted("work", 5, executable=False, mtime_s=0)
+    if swapped_for == "a file of holes":
+        remote.touch()
+        os.truncate(remote, 1 << 30)
+    elif swapped_for == "a pipe":
+        os.mkfifo(remote)
+    else:
+        remote.symlink_to("fetched")
+    async with bench.runner._host.access.files() as client:
+        if swapped_for == "a pipe":
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(20.0) as patience:
+                    await fetch_file(client, str(remote), target, listed, fits=True)
+            assert not patience.expired(), "it gave up by itself"
+        else:
+            assert not await fetch_file(client, str(remote), target, listed, fits=True)
+    assert not os.path.lexists(target)
 
 
 async def test_secrets_lie_in_memory_for_as_long_as_the_run_and_go_with_it_although_nobody_can_reach_it(bench: SshBench) -> None:
