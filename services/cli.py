@@ -112,6 +112,7 @@ def up(
 ) -> None:
     """Start a whole market on this machine, and keep it running until Ctrl-C."""
     from services.embedded import Embedded, Running, SellerOptions, UpOptions
+    from services.reach import is_loopback
 
     extra = () if runner is None else ("--runner", runner)
     sellers: list[SellerOptions] = []
@@ -139,7 +140,7 @@ def up(
         if json_out:
             click.echo(json.dumps({"market": running.market, "api": running.api, "pid": os.getpid(), "market_id": running.market_id}))
         else:
-            click.echo(_greeting(running, sellers))
+            click.echo(_greeting(running, sellers, is_open=not is_loopback(options.reach.bind)))
 
     async def serve() -> None:
         market = Embedded(options, lambda text: click.echo(text, err=True))
@@ -153,7 +154,7 @@ def up(
     asyncio.run(serve())
 
 
-def _greeting(running: Any, sellers: list[Any]) -> str:
+def _greeting(running: Any, sellers: list[Any], *, is_open: bool) -> str:
     lines = ["GPU Bazaar is up. Ctrl-C ends it; what was submitted is kept."]
     if running.left_over:
         lines.append(f"  found      left running by an earlier market and ended: {', '.join(running.left_over)}")
@@ -161,6 +162,8 @@ def _greeting(running: Any, sellers: list[Any]) -> str:
     for seller in sellers:
         cards = f"{seller.simulate} (simulated)" if seller.simulate else "this machine's GPUs"
         lines.append(f"  seller     {cards} at {seller.price} USD per GPU-hour")
+    if is_open:
+        lines.append("  others     bazaar-market invite    # prints the line with which they join")
     simulated = " --allow-simulated" if any(seller.simulate for seller in sellers) else ""
     lines.append(f"  try        bazaar wallet new && bazaar run{simulated} -c 'print(6 * 7)'")
     return "\n".join(lines)

@@ -42,5 +42,5 @@ def _api_trouble(caller: Caller, invitation: Invitation) -> list[str]:
     try:
         Api(resolve({"home": str(caller.settings.home), "market": invitation.market, "api": invitation.api}, {})).get("/healthz")
     except (Complaint, MarketUnreachable) as error:
-        return [f"the query API does not answer at present ({error.why or error.what}); reads go over the broker meanwhile"]
+        return [f"the query API does not answer at present: {error.why or error.what}"]
     return []

@@ -140,7 +140,7 @@ def test_nobody_is_greeted_in_the_clear(machines: Machines) -> None:
 # --- what is refused ---
 
 
-def changed(line: str, **values: str) -> str:
+def changed(line: str, **values: str | None) -> str:
     return Invitation(**(vars(read_line(line)) | values)).line()
 
 
@@ -162,12 +162,24 @@ def test_a_joined_home_notices_that_the_certificate_has_changed(machines: Machin
     with ExitStack() as stack:
         home = machine(tmp_path, stack)
         home.bazaar("join", read_line(machines.line).line())
+        assert "A wallet would do as well" in home.bazaar("queue", code=4).stderr
         config = home.home / "config.toml"
         real = pinning.split(machines.operator.market)[1]
         assert real is not None
         config.write_text(config.read_text().replace(real, "f" * 64))
         refused = home.bazaar("nodes", code=6).stderr
         assert real in refused and "f" * 64 in refused
+
+
+def test_where_only_the_broker_is_reached_everything_is_read_over_it(machines: Machines, tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        home = machine(tmp_path, stack)
+        home.bazaar("join", changed(machines.line, api=None))
+        assert "api" not in tomllib.loads((home.home / "config.toml").read_text())
+        home.bazaar("wallet", "new")
+        assert ["far"] == [node["name"] for node in home.bazaar("nodes", "--json").json]
+        assert "far" in home.bazaar("node", "far").stdout
+        assert [] == home.bazaar("ps", "-a", "--json").json
 
 
 def test_another_market_never_takes_the_place_of_this_one_unasked(machines: Machines, tmp_path: Path) -> None:

@@ -221,6 +221,24 @@ async def many_events(scribe: Scribe) -> None:
         await scribe.say(scribe.buyer, *(a_job(f"job {batch} {number}", labels=filler) for number in range(12)))
 
 
+async def test_what_is_sent_to_an_api_that_only_reads_is_not_taken_in(api: ApiProcess, crowd: Crowd) -> None:
+    head = b"POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000000\r\n\r\n"
+    made = await asyncio.to_thread(crowd.join, "127.0.0.2", head)
+    before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    def push() -> int:
+        made.settimeout(READY_S)
+        for sent in range(1000):
+            try:
+                made.sendall(bytes(1_000_000))
+            except OSError:
+                return sent
+        return 1000
+
+    assert await asyncio.to_thread(push) < 100, "the line is cut long before the end of the body"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib < 50_000
+
+
 # --- what is another's ---
 
 
