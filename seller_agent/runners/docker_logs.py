@@ -24,6 +24,8 @@ from seller_agent.runners.guard_files import read_json, write_json
 
 HEADER_BYTES = 8
 CHUNK_BYTES = 1 << 18
+PIECE_BYTES = 1 << 14
+"""Docker cuts longer lines into pieces of this length."""
 TAIL_BYTES = 2 * CHUNK_BYTES
 """More than one reading brings, and so more than a killed reader can have announced and not written."""
 STDOUT, STDERR = 1, 2
@@ -192,6 +194,7 @@ class LogSink:
         self._searching: dict[int, tuple[int, bytes]] | None = None
         self._same_time = 0
         self._time = ""
+        self._cut: dict[int, tuple[bool, bool]] = {}
 
     def feed(self, data: bytes) -> None:
         """Take bytes of Docker's multiplexed stream as they come. Raises OSError when the files cannot be written."""
@@ -217,11 +220,21 @@ class LogSink:
             self._place(f"{stamp} {kind} {len(content)}", stamp, pieces)
         self._same_time = self._same_time + 1 if stamp == self._time else 1
         self._time = stamp
+        content = self._with_lost_line_end(kind, content)
         if self._searching is not None and self._still_searching(kind, stamp, content, pieces):
             return
         before = self._position[kind]
         self._position[kind] = before + len(content)
         self._append(kind, content[max(0, self._sizes[kind] - before) :], pieces)
+
+    def _with_lost_line_end(self, kind: int, content: bytes) -> bytes:
+        """Some engines leave away the line end behind the last piece of a line that they cut, the only short piece without one.
+        Behind the very last line nothing tells whether there was one; then there is none."""
+        after_full, after_last = self._cut.get(kind, (False, False))
+        open_ended = not content.endswith(b"\n")
+        is_full = open_ended and len(content) == PIECE_BYTES
+        self._cut[kind] = (is_full, open_ended and not is_full and after_full)
+        return b"\n" + content if after_last else content
 
     def _append(self, kind: int, new: bytes, pieces: dict[int, list[bytes]]) -> None:
         """Bytes that a file does not hold yet, as far as the limit lets them in."""

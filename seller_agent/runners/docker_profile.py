@@ -105,7 +105,7 @@ def controls(spec: RunSpec, host: Host, volumes: Iterable[str] = (), network: st
     memory = _memory_mib(spec, host) * MIB
     cores = min(spec.cores or host.cores, host.cores)
     ulimits = [{"Name": "core", "Soft": 0, "Hard": 0}, {"Name": "nofile", "Soft": OPEN_FILES, "Hard": OPEN_FILES}]
-    log = {"Type": "json-file", "Config": {"max-size": LOG_FILE_SIZE, "max-file": "2"}}
+    log = {"Type": "local", "Config": {"max-size": LOG_FILE_SIZE, "max-file": "2", "compress": "false"}}  # json-file spoils what is no text
     binds = [f"{spec.folder}/job:{JOB_PATH}:rw", f"{spec.folder}/out:{OUT_PATH}:rw"]
     if spec.has_secrets:
         binds.append(f"{spec.folder}/secrets:{SECRETS_PATH}:ro")

@@ -48,6 +48,17 @@ async def test_a_line_longer_than_dockers_pieces_arrives_in_one(home: Home, runn
     assert "x" * 100000 + "\nend\n" == output(spec)
 
 
+async def test_output_that_is_no_text_arrives_byte_for_byte(home: Home, runner: DockerRunner) -> None:
+    spec = home.spec("cat bytes; cat bytes >&2; cat bytes")
+    (Path(spec.folder) / "job").mkdir(parents=True)
+    every = bytes(range(256)) * 300  # more than one of Docker's pieces, which end anywhere
+    (Path(spec.folder) / "job" / "bytes").write_bytes(every)
+    await run(runner, spec)
+    log = Path(spec.folder) / "log"
+    assert every * 2 == (log / "stdout").read_bytes()
+    assert every == (log / "stderr").read_bytes()
+
+
 async def test_inputs_lie_in_the_working_directory_and_results_land_on_the_host(home: Home, runner: DockerRunner) -> None:
     spec = home.spec("pwd; cat input; mkdir $BAZAAR_OUT/deep && cat input > $BAZAAR_OUT/deep/result; touch beside")
     folder = Path(spec.folder)

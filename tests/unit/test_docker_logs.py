@@ -60,6 +60,16 @@ def test_both_streams_land_in_their_files(tmp_path: Path) -> None:
     assert (b"a\nc", b"b\n") == (output["stdout"], output["stderr"])
 
 
+def test_a_line_end_that_the_engine_left_away_behind_a_long_line_comes_back(tmp_path: Path) -> None:
+    full = b"x" * (1 << 14)
+    output = Output(tmp_path)
+    log = [(STDOUT, 1, full), (STDOUT, 2, full), (STDERR, 2, b"aside\n"), (STDOUT, 3, b"tail"), (STDOUT, 4, full), (STDOUT, 5, b"end\n")]
+    output.read(encoded(log[:4]))
+    output.read(encoded(log))
+    assert full * 2 + b"tail\n" + full + b"end\n" == output["stdout"]
+    assert b"aside\n" == output["stderr"]
+
+
 frames_strategy = st.lists(
     st.tuples(st.sampled_from([STDOUT, STDERR]), st.integers(0, 3), st.binary(min_size=1, max_size=12)), min_size=1, max_size=30
 )

@@ -60,7 +60,7 @@ def test_the_hardening_is_what_we_promise() -> None:
     assert (True, "none", "private", True) == tuple(host_config[name] for name in ("ReadonlyRootfs", "NetworkMode", "IpcMode", "Init"))
     assert 1000 << 20 == host_config["Memory"] == host_config["MemorySwap"]
     assert (4_000_000_000, 4096, 500) == (host_config["NanoCpus"], host_config["PidsLimit"], host_config["OomScoreAdj"])
-    assert {"Type": "json-file", "Config": {"max-size": "128m", "max-file": "2"}} == host_config["LogConfig"]
+    assert {"Type": "local", "Config": {"max-size": "128m", "max-file": "2", "compress": "false"}} == host_config["LogConfig"]
     assert "nosuid,nodev" in host_config["Tmpfs"]["/tmp"]
     assert ["/home/seller/runs/x/job:/job:rw", "/home/seller/runs/x/out:/out:rw"] == host_config["Binds"]
 
