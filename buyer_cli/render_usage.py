@@ -10,7 +10,7 @@ import re
 from buyer_cli.render import Json, data_size, duration, run_time, text
 
 SEEN_ENOUGH = 3
-"""So often a card must have been looked at before it counts as never used."""
+"""So often a run must have been looked at before a card counts as never used, and before what it used in all means something."""
 MIB = 1 << 20
 
 
@@ -24,9 +24,9 @@ def usage_lines(job: Json) -> list[tuple[str, str]]:
     usage = job.get("usage") or {}
     if not usage.get("samples"):
         return lines
-    lines += [_time(job), *_cards(job, usage), _memory(job, usage)]
-    if job.get("ran_ms"):
-        lines.append(_cores(job, usage))
+    lines += [_time(job), *_cards(job, usage)]
+    if job.get("ran_ms") and usage["samples"] >= SEEN_ENOUGH:  # what came after the last look counts nowhere: too much of a short run
+        lines += [_memory(job, usage), _cores(job, usage)]
     return [line for line in lines if line[1]]
 
 
