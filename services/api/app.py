@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import ipaddress
 import socket
+from asyncio import constants
 from collections.abc import Generator
 from importlib import metadata
 from pathlib import Path
@@ -21,12 +22,12 @@ from events.connection import Connection, ServiceKey
 from events.errors import BazaarError, LogUnavailable
 from events.nats_log import NatsLog
 from events.streams import ensure_streams
+from services.api import lines
 from services.api.asking import Source
 from services.api.desk import Desk
 from services.api.guard import Guard
 from services.api.identity_endpoints import IDENTITY_ENDPOINTS
 from services.api.job_endpoints import JOB_ENDPOINTS
-from services.api.lines import lines
 from services.api.live import EVENTS, Streams
 from services.api.market_endpoints import MARKET_ENDPOINTS
 from services.api.output_endpoints import OUTPUT_ENDPOINTS
@@ -140,6 +141,10 @@ LOCAL = Facing()
 
 def _server(api: Api, listening: socket.socket, facing: Facing) -> _Server:
     on_loopback, is_proxied = is_loopback(listening), bool(facing.public_hosts)
+    if facing.tls is not None:
+        constants.SSL_HANDSHAKE_TIMEOUT = (
+            lines.HEAD_S
+        )  # a connection is ours to watch only once hands are shaken, and uvicorn passes none on
     app = make_app(
         api.desk,
         api.streams,
@@ -150,7 +155,7 @@ def _server(api: Api, listening: socket.socket, facing: Facing) -> _Server:
     )
     config = uvicorn.Config(
         Guard(app, names=facing.public_hosts if on_loopback or is_proxied else None),
-        http=lines(proxied=is_proxied),
+        http=lines.lines(proxied=is_proxied),
         ssl_certfile=None if facing.tls is None else facing.tls.certificate,
         ssl_keyfile=None if facing.tls is None else facing.tls.key,
         log_config=None,

@@ -7,17 +7,21 @@ import hashlib
 import resource
 import socket
 import time
+from asyncio import constants
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 from integration.broker_env import World, until, world
 from integration.test_api import READY_S, ApiProcess, Scribe, a_job, scribe
 
+from events import pinning
 from events.identity import ReadTokenIssued, ReadTokenRevoked
 from services.api import lines, live
 from services.api.app import LOCAL, Facing
+from services.certificates import own
 
 __all__ = ["scribe", "world"]
 
@@ -178,6 +182,24 @@ async def test_a_letter_at_a_time_is_no_question(api: ApiProcess, monkeypatch: p
                 with suppress(TimeoutError):
                     await asyncio.wait_for(reader.read(1000), 0.05)
     writer.close()
+
+
+async def test_who_never_shakes_hands_is_let_go(world: World, scribe: Scribe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines, "HEAD_S", 0.5)
+    monkeypatch.setattr(constants, "SSL_HANDSHAKE_TIMEOUT", constants.SSL_HANDSHAKE_TIMEOUT)  # put back in the end
+    certificate = own(tmp_path / "tls", ["localhost"])
+    made = ApiProcess(world, tmp_path)
+    made.facing = Facing(tls=certificate)
+    await made.start(ready=False)
+    try:
+        reader, writer = await asyncio.open_connection("127.0.0.1", made.port)
+        with suppress(ConnectionError):
+            assert b"" == await asyncio.wait_for(reader.read(), READY_S)
+        writer.close()
+        url, trusted = f"https://127.0.0.1:{made.port}/healthz", pinning.trusting([certificate.der])
+        assert b"ok" in await asyncio.to_thread(lambda: urlopen(url, timeout=READY_S, context=trusted).read())
+    finally:
+        await made.stop()
 
 
 async def test_a_stream_that_is_never_read_ends_and_takes_nothing_from_the_others(
