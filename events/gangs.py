@@ -13,12 +13,13 @@ import msgspec
 from events.codec import Malformed, decode_event
 from events.fact import Event
 from events.jobs import JobSubmitted
-from events.values import JobKind
+from events.values import JobKind, Program
 
 GANG_BYTES_MAX = 16 * 1024 - 64
 """The submissions of a gang together: they travel in one signed message."""
 PORT_FIRST, PORTS = 20_000, 10_000
 """Below the range from which Linux gives out ports by itself (32768 and above)."""
+NOTHING = Program()
 _MARK = b"\xa9num_nodes"
 """How the field begins in msgpack; of jobs that are no gangs it is left out."""
 
@@ -57,6 +58,5 @@ def fault(events: Sequence[Event], number: int) -> str:
 
 
 def _common(event: JobSubmitted) -> JobSubmitted:
-    """What is the same for all ranks. Secrets are sealed for each job by itself."""
-    program = msgspec.structs.replace(event.program, secrets=None)
-    return msgspec.structs.replace(event, job_id="", rank=0, program=program)
+    """What is the same for all ranks: everything but what each of them runs and what it is called."""
+    return msgspec.structs.replace(event, job_id="", rank=0, name="", labels={}, program=NOTHING)

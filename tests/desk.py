@@ -62,7 +62,11 @@ class Desk:
         return self.engine.next_match(self.now_ms)
 
     def fold_match(self, match: Match) -> None:
-        """The match happens."""
+        """The match happens, and with it those of the other ranks of a gang."""
+        for one in (match, *match.others):
+            self._fold(one)
+
+    def _fold(self, match: Match) -> None:
         values: dict[str, Any] = {"job_id": match.job_id, "attempt": self.market.jobs[match.job_id].attempts + 1, "node_id": match.node_id}
         values |= {"cards": match.cards, "price_uusd_per_gpu_hour": match.price_uusd_per_gpu_hour, "variant": match.variant}
         self.happen(make(jobs.JobMatched, **values))

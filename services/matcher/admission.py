@@ -234,7 +234,8 @@ def _problem_of_gang(market: Market, pieces: list[Piece], number: int) -> tuple[
     if known or first.group_id in market.gangs:
         same = known == ids and all(market.jobs[event.job_id].submitted == event for event in events if isinstance(event, JobSubmitted))
         return None if same else Problem(Refusal.ILLEGAL_IN_STATE, "there is a job or a gang of that id"), events
-    return _check_submission(market, pieces[0].wallet, first, ranks=number), events
+    problems = (_check_submission(market, pieces[0].wallet, event, ranks=number) for event in events if isinstance(event, JobSubmitted))
+    return next((problem for problem in problems if problem is not None), None), events
 
 
 def _record_refusal(draft: Draft, piece: Piece, problem: Problem) -> int:

@@ -9,23 +9,25 @@ from typing import Any
 from unittest import mock
 
 import msgspec
-from builders import BUYER, OPERATOR, ORG, SELLER, START_MS, By, job_id, job_submitted, make, node_offered, wallet
+from builders import BUYER, OPERATOR, ORG, SELLER, START_MS, By, digest, job_id, job_submitted, make, node_offered, wallet
 from desk import Desk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from events import identity, jobs, market, nodes
+from events import identity, ids, jobs, market, nodes
 from events.fact import Event
 from events.market import Policy
-from events.reasons import Reason
+from events.reasons import Reason, Refusal
 from events.values import Accept, Card, Isolation, Network, OrgRole, Requirements, Tier
 from projections.job_states import HELD, MATCHED, QUEUED
+from projections.jobs import Job
 from projections.market import Market
 from projections.nodes import Node, free_cards
 from projections.parties import DAY_MS, spent_this_month_uusd, spent_today_uusd
 from services.matcher import engine, node_index, shapes
+from services.matcher.consequences import consequences
 from services.matcher.engine import Engine
-from services.matcher.feasibility import Ask, Scene, asks_of, choose, choose_cards, obstacle
+from services.matcher.feasibility import Ask, Scene, ask_of, asks_of, choose, choose_cards, obstacle
 from services.matcher.matches import Match
 from services.matcher.node_index import NodesByBacklog, NodesByPrice
 from services.matcher.policies import POLICIES, Rank, backlog_of, order_key, place, rank
@@ -73,6 +75,16 @@ class World(Desk):
         self.suspects: set[str] = set()
         self.submitted = 0
 
+    def try_event(self, happening: Event | By) -> Refusal | None:
+        """With what the matcher does at once about the other ranks of a gang."""
+        refused = super().try_event(happening)
+        event: Any = happening.event if isinstance(happening, By) else happening
+        job = self.market.jobs.get(getattr(event, "job_id", ""))
+        if refused is None and job is not None and job.submitted.num_nodes > 1:
+            for decision in consequences(self.market, event, self.now_ms):
+                assert self.try_event(decision) is None, decision
+        return refused
+
     def match(self) -> None:
         """Let the engine decide all there is."""
         while True:
@@ -92,6 +104,11 @@ def brute_force(state: Market, now_ms: int, suspects: set[str]) -> Match | None:
     queued = [job for job in state.jobs.values() if job.state is QUEUED and job.not_before_ms <= now_ms]
     scene = Scene(state, now_ms, suspects)
     for job in sorted(queued, key=lambda job: order_key(job, state.policy, state)):
+        if job.submitted.num_nodes > 1:
+            gang = brute_gang(state, job, scene, running)
+            if gang is not None:
+                return gang
+            continue
         found = [
             (place(backlog_of(state.policy, node, now_ms), ask.requirements.num_gpus, variant, rank_of(node, ask)), node, ask)
             for variant, ask in enumerate(asks_of(job))
@@ -104,6 +121,34 @@ def brute_force(state: Market, now_ms: int, suspects: set[str]) -> Match | None:
             assert cards is not None
             return Match(job.submitted.job_id, node.node_id, cards, node.price_uusd_per_gpu_hour, best[2])
     return None
+
+
+def brute_gang(state: Market, job: Job, scene: Scene, running: int) -> Match | None:
+    """All ranks on the best nodes that all of them may have, one each, if there are as many; rank 0 speaks for them."""
+    ranks, number = state.ranks_of(job), job.submitted.num_nodes
+    if job.submitted.rank or any(rank.state is not QUEUED or rank.not_before_ms > scene.now_ms for rank in ranks):
+        return None
+    most = state.policy.max_concurrent
+    if most is not None and running + number > most:
+        return None
+    asks = [ask_of(rank) for rank in ranks]
+    prices = [ask.max_price_uusd_per_gpu_hour for ask in asks if ask.max_price_uusd_per_gpu_hour is not None]
+    left = [ask.left_uusd for ask in asks if ask.left_uusd is not None]
+    ask = asks[0]._replace(
+        max_price_uusd_per_gpu_hour=min(prices, default=None),
+        timeout_s=max(ask.timeout_s for ask in asks),
+        left_uusd=max(left) if len(left) == number else None,
+    )
+    fit = [node for node in state.nodes.values() if obstacle(ask, node, scene) is None]
+    best = sorted(fit, key=lambda node: rank_of(node, ask))[:number]
+    if len(best) < number:
+        return None
+    found = []
+    for one, node in zip(ranks, best, strict=True):
+        cards = choose_cards(node, one.submitted.requirements)
+        assert cards is not None
+        found.append(Match(one.submitted.job_id, node.node_id, cards, node.price_uusd_per_gpu_hour))
+    return found[0]._replace(others=tuple(found[1:]))
 
 
 def rank_of(node: Node, ask: Ask) -> Rank:
@@ -136,6 +181,23 @@ def submit(world: World, a: int, b: int, c: int) -> None:
     world.try_event(By(BUYERS[c % len(BUYERS)], job_submitted(f"job{world.submitted}", **asked, **changes)))
 
 
+def submit_gang(world: World, a: int, b: int, c: int) -> None:
+    """Two to four ranks at once."""
+    asked = ASKS[a % TARGETLESS]
+    number, buyer = 2 + b % 3, BUYERS[c % len(BUYERS)]
+    changes: dict[str, Any] = {"max_price": PRICES[b // 3 % len(PRICES)], "priority": (b // 7) % 3 * 25, "retries": 20}
+    changes |= {
+        "timeout_s": (10, 60, 3600)[c // 5 % 3],
+        "org_id": (None, ORG)[c // 13 % 2],
+        "max_total_uusd": (None, None, 50_000)[c // 17 % 3],
+    }
+    world.submitted += 1
+    group_id = ids.group_id(digest(f"gang {world.submitted}"))
+    for index in range(number):
+        named = f"gang{world.submitted}-{index}"
+        world.try_event(By(buyer, job_submitted(named, **asked, **changes, num_nodes=number, rank=index, group_id=group_id)))
+
+
 def submit_some(world: World, a: int, b: int, c: int) -> None:
     for index in range(b % 5):
         submit(world, a, b + index, c)
@@ -148,7 +210,7 @@ def offer(world: World, a: int, b: int, c: int) -> None:
     cards |= {"simulated": c // 11 % 7 == 0, "cuda": (12_040, 12_080)[c // 13 % 2]}
     terms: dict[str, Any] = {"cores": c // 3 % 6 + 1, "memory_mib": (4000, 8000)[c // 17 % 2], "labels": LABELS[c // 19 % 4]}
     terms |= {"min_gpus": (0, 0, 0, 2)[c // 23 % 4], "egress": c // 29 % 2 == 0, "price": PRICES[1:][b // 7 % 4]}
-    terms |= {"isolation": (Isolation.PROCESS, Isolation.CONTAINER)[c // 31 % 2]}
+    terms |= {"isolation": (Isolation.PROCESS, Isolation.CONTAINER)[c // 31 % 2], "address": ("10.0.0.1", "10.0.0.1", None)[c // 43 % 3]}
     terms |= (
         {},
         {},
@@ -278,6 +340,8 @@ VERBS: tuple[Callable[[World, int, int, int], None], ...] = (
     submit,
     submit_some,
     submit_some,
+    submit_gang,
+    submit_gang,
     offer,
     offer,
     offer,
@@ -361,9 +425,18 @@ def test_no_match_takes_what_is_taken_or_costs_more_or_offers_less_than_was_aske
     for verb, a, b, c in steps:
         verb(world, a, b, c)
         while (match := world.next_match()) is not None:
-            check(world.market, match)
+            for one in (match, *match.others):
+                check(world.market, one)
             world.fold_match(match)
             check_limits(world, match)
+            check_gang(world.market, match)
+
+
+def check_gang(state: Market, match: Match) -> None:
+    """All ranks are on nodes of their own, or none is anywhere."""
+    ranks = state.ranks_of(state.jobs[match.job_id])
+    held = [rank.run.node_id for rank in ranks if rank.state is MATCHED and rank.run is not None]
+    assert len(ranks) == len(held) == len(set(held)) == state.jobs[match.job_id].submitted.num_nodes
 
 
 def check(state: Market, match: Match) -> None:

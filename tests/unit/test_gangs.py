@@ -1,0 +1,243 @@
+"""Gangs in turns of the matcher: taken, matched, ended and tried again as a whole, wherever one looks at the ledger."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+from builders import digest, job_id, job_submitted, make
+from unit.test_turn import Trade, party, trade
+
+from events import ids
+from events.codec import encode_event
+from events.fact import Event
+from events.gangs import ranks_from
+from events.jobs import (
+    GangStopped,
+    GpusReleased,
+    JobCancelRequested,
+    JobClaimed,
+    JobDeclined,
+    JobFailed,
+    JobRequeued,
+    JobStarted,
+    JobSubmitted,
+    JobSucceeded,
+)
+from events.nodes import NodeLost
+from events.reasons import Reason, Refusal
+from events.send_window import Entry, SendWindow
+from projections.job_states import HELD, JobState
+from projections.jobs import Job
+from services.matcher.draft import Draft
+
+__all__ = ["trade"]  # the fixture
+
+PLACE = "10.0.0.7"
+
+
+def gang(name: str = "gang", number: int = 3, **changes: Any) -> list[JobSubmitted]:
+    """All ranks, in order."""
+    shared = {"num_nodes": number, "group_id": ids.group_id(digest(name)), **changes}
+    return [job_submitted(f"{name}-{rank}", rank=rank, **shared) for rank in range(number)]
+
+
+def names(number: int = 3) -> list[str]:
+    return [f"gang-{rank}" for rank in range(number)]
+
+
+def ranks(trade: Trade, number: int = 3) -> list[Job]:
+    return [trade.world.market.jobs[job_id(name)] for name in names(number)]
+
+
+def states(trade: Trade, number: int = 3) -> list[JobState]:
+    return [rank.state for rank in ranks(trade, number)]
+
+
+def offered(trade: Trade, number: int) -> None:
+    trade.world.turn(trade.seller.say(*[trade.offer(f"node{index}", address=PLACE) for index in range(number)]))
+
+
+def say_of_all(trade: Trade, kind: Any, **changes: object) -> None:
+    trade.world.turn(trade.seller.say(*[trade.world.of_run(name, kind, **changes) for name in names()]))
+
+
+@pytest.fixture
+def running(trade: Trade) -> Trade:
+    """A gang of three that runs on three of four nodes."""
+    offered(trade, 4)
+    trade.world.turn(trade.buyer.say(*gang()))
+    say_of_all(trade, JobClaimed)
+    say_of_all(trade, JobStarted)
+    assert [JobState.RUNNING] * 3 == states(trade)
+    return trade
+
+
+def test_all_ranks_are_matched_in_one_page_on_different_nodes_and_know_where_to_meet(trade: Trade) -> None:
+    offered(trade, 3)
+    pages = len(trade.world.pages)
+    trade.world.turn(trade.buyer.say(*gang()))
+    assert pages + 1 == len(trade.world.pages)
+    runs = [rank.run for rank in ranks(trade)]
+    assert all(run is not None and run.master_addr == PLACE and run.master_port for run in runs)
+    assert 1 == len({run.master_port for run in runs if run is not None})
+    assert 3 == len({run.node_id for run in runs if run is not None})
+
+
+def test_too_few_nodes_take_no_rank_and_are_kept_for_nobody(trade: Trade) -> None:
+    offered(trade, 2)
+    trade.world.turn(trade.buyer.say(*gang()))
+    assert [JobState.QUEUED] * 3 == states(trade)
+    trade.world.turn(trade.buyer.say(job_submitted("small")))
+    assert JobState.MATCHED is trade.world.state("small")
+    trade.world.turn(trade.seller.say(trade.offer("node3", address=PLACE), trade.offer("node4")))
+    assert [JobState.QUEUED] * 3 == states(trade), "a node without an address takes no rank"
+    trade.world.turn(trade.seller.say(trade.offer("node5", address=PLACE)))
+    assert [JobState.MATCHED] * 3 == states(trade)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda events: events[:2],
+        lambda events: events[1:],
+        lambda events: [events[1], events[0], events[2]],
+        lambda events: [events[0], events[1], msgspec.structs.replace(events[2], timeout_s=7)],
+        lambda events: [events[0], events[1], msgspec.structs.replace(events[2], job_id=events[0].job_id)],
+        lambda events: [msgspec.structs.replace(event, group_id=None) for event in events],
+        lambda events: [msgspec.structs.replace(event, org_id="o" + "a" * 15) for event in events],
+        lambda events: [*events[:2], make(JobCancelRequested)],
+    ],
+)
+def test_of_what_is_no_whole_gang_nothing_is_taken(trade: Trade, spoil: Any) -> None:
+    message = spoil(gang())
+    before = trade.world.market.last_seq
+    trade.world.turn(trade.buyer.say(*message))
+    assert {} == trade.world.market.jobs
+    assert {} == trade.world.market.gangs
+    assert before == trade.world.market.last_seq or not ranks_from(encode_event(message[0])) > 1
+    assert all(one.reason is not None for one in trade.world.outcomes(trade.buyer)[-len(message) :])
+
+
+def test_a_gang_counts_as_a_whole_against_the_queue(trade: Trade) -> None:
+    for start in (0, 49):
+        trade.world.turn(trade.buyer.say(*[job_submitted(f"j{number}") for number in range(start, start + 49)]))
+    trade.world.turn(trade.buyer.say(*gang()))
+    assert [Refusal.QUEUE_FULL] * 3 == [one.reason for one in trade.world.outcomes(trade.buyer)[-3:]]
+    assert 98 == len(trade.world.market.jobs)
+
+
+def test_a_gang_that_is_sent_twice_is_there_once_and_nobody_else_joins_it(trade: Trade) -> None:
+    message = trade.buyer.say(*gang())
+    trade.world.turn(message)
+    trade.world.turn(message)
+    assert 3 == len(trade.world.market.jobs)
+    stranger = party("stranger", trade.buyer.session.role)
+    foreign = [msgspec.structs.replace(event, job_id=job_id(f"foreign-{event.rank}")) for event in gang()]
+    trade.world.turn(stranger.hello(), stranger.say(*foreign))
+    assert [Refusal.ILLEGAL_IN_STATE] * 3 == [one.reason for one in trade.world.outcomes(stranger)[-3:]]
+
+
+def test_a_gang_never_leaves_in_two_messages() -> None:
+    window = SendWindow(b"k" * 32, 0)
+    events: list[Event] = [job_submitted(f"before{number}", labels={"a": "b" * 60}) for number in range(40)]
+    for number, event in enumerate([*events, *gang(number=30)]):
+        window.add(Entry(bytes([number]), encode_event(event)))
+    sizes = []
+    while taken := window.take():
+        sizes.append([entry.together for entry in taken].count(30) and len(taken) - [entry.together for entry in taken].index(30))
+        for entry in taken:
+            window.flying.pop(entry.number)
+    assert 30 == max(sizes)
+
+
+def test_when_one_rank_fails_the_others_are_stopped_and_fail_with_it(running: Trade) -> None:
+    world, seller = running.world, running.seller
+    world.turn(seller.say(world.of_run("gang-1", JobFailed, reason=Reason.EXITED_NONZERO, exit_code=7, ran_ms=500)), after_ms=1000)
+    assert [JobState.STOPPING, JobState.FAILED, JobState.STOPPING] == states(running)
+    assert 2 == sum(isinstance(event, GangStopped) for event in world.heard(seller))
+    for name in ("gang-0", "gang-2"):
+        ended = world.of_run(name, JobFailed, reason=Reason.GANG_RANK_FAILED, ran_ms=900)
+        world.turn(seller.say(ended, world.of_run(name, GpusReleased)))
+    assert [JobState.FAILED] * 3 == states(running)
+    assert [Reason.GANG_RANK_FAILED, Reason.EXITED_NONZERO, Reason.GANG_RANK_FAILED] == [rank.reason for rank in ranks(running)]
+    assert all(rank.charged_uusd for rank in ranks(running)), "the failure was the buyer's own: every rank is paid for"
+
+
+def test_a_failure_that_is_nobodys_puts_all_ranks_back_together_and_costs_nothing(running: Trade) -> None:
+    world, seller = running.world, running.seller
+    failed = world.market.jobs[job_id("gang-1")].run
+    assert failed is not None
+    world.turn(seller.say(world.of_run("gang-1", JobFailed, reason=Reason.EVICTED, ran_ms=500), world.of_run("gang-1", GpusReleased)))
+    assert [JobState.STOPPING, JobState.QUEUED, JobState.STOPPING] == states(running)
+    ended = world.of_run("gang-0", JobFailed, reason=Reason.GANG_RANK_FAILED, ran_ms=500)
+    world.turn(seller.say(ended, world.of_run("gang-0", GpusReleased)), after_ms=60_000)
+    assert [JobState.QUEUED, JobState.QUEUED, JobState.STOPPING] == states(running), "nothing is matched before all wait"
+    world.turn(seller.say(world.of_run("gang-2", JobSucceeded, ran_ms=500), world.of_run("gang-2", GpusReleased)))
+    assert [JobState.QUEUED] * 3 == states(running)
+    assert 3 == sum(isinstance(event, JobRequeued) for event in world.heard(running.buyer))
+    world.turn(after_ms=10_000)
+    assert [JobState.MATCHED] * 3 == states(running)
+    assert [2, 2, 2] == [rank.attempts for rank in ranks(running)]
+    assert failed.node_id not in {rank.run.node_id for rank in ranks(running) if rank.run is not None}
+    assert [0, 0, 0] == [rank.charged_uusd for rank in ranks(running)]
+
+
+def test_a_lost_node_under_one_rank_begins_all_anew(running: Trade) -> None:
+    world = running.world
+    run = world.market.jobs[job_id("gang-2")].run
+    assert run is not None
+    draft = Draft(world.market, world.memory, world.now_ms)
+    draft.decide_all([NodeLost(node_id=run.node_id)])
+    draft.close()
+    world._written(draft.closed)
+    assert [JobState.STOPPING, JobState.STOPPING, JobState.QUEUED] == states(running)
+
+
+def test_a_rank_that_is_declined_before_any_is_claimed_puts_all_back_at_once(trade: Trade) -> None:
+    offered(trade, 3)
+    trade.world.turn(trade.buyer.say(*gang()))
+    trade.world.turn(trade.seller.say(trade.world.of_run("gang-2", JobDeclined)))
+    assert [JobState.QUEUED] * 3 == states(trade)
+    assert {} == trade.world.market.leases
+    assert 1 == len({rank.not_before_ms for rank in ranks(trade)})
+
+
+def test_a_gang_with_a_rank_that_succeeded_is_not_tried_again(running: Trade) -> None:
+    world, seller = running.world, running.seller
+    world.turn(seller.say(world.of_run("gang-0", JobSucceeded, exit_code=0), world.of_run("gang-0", GpusReleased)))
+    assert [JobState.SUCCEEDED, JobState.RUNNING, JobState.RUNNING] == states(running)
+    world.turn(seller.say(world.of_run("gang-1", JobFailed, reason=Reason.EVICTED)))
+    assert [JobState.SUCCEEDED, JobState.FAILED, JobState.STOPPING] == states(running)
+
+
+def test_to_cancel_a_rank_cancels_all_also_while_they_are_stopped_to_begin_anew(running: Trade) -> None:
+    world, seller, buyer = running.world, running.seller, running.buyer
+    world.turn(seller.say(world.of_run("gang-1", JobFailed, reason=Reason.EVICTED), world.of_run("gang-1", GpusReleased)))
+    world.turn(buyer.say(JobCancelRequested(job_id=job_id("gang-0"))))
+    assert [JobState.STOPPING, JobState.CANCELLED, JobState.STOPPING] == states(running)
+    for name in ("gang-0", "gang-2"):
+        world.turn(seller.say(world.of_run(name, JobFailed, reason=Reason.GANG_RANK_FAILED), world.of_run(name, GpusReleased)))
+    assert [JobState.CANCELLED] * 3 == states(running)
+    assert {Reason.CANCELLED_BY_BUYER} == {rank.reason for rank in ranks(running)}
+
+
+def test_a_gang_that_waited_too_long_expires_as_a_whole(trade: Trade) -> None:
+    trade.world.turn(trade.buyer.say(*gang(queue_timeout_s=5)))
+    trade.world.turn(after_ms=6000)
+    assert [JobState.EXPIRED] * 3 == states(trade)
+
+
+def test_at_the_end_of_every_page_all_ranks_are_held_or_none_was_matched(running: Trade) -> None:
+    """Folded again page by page: no page ends between the matches of one gang."""
+    from events.log import StoredPage
+    from services.follower import Follower
+
+    follower = Follower()
+    seen = set()
+    for position, data in enumerate(running.world.pages, 1):
+        follower.fold(StoredPage(position, data, 0))
+        held = [job.state in HELD for job in follower.market.jobs.values()]
+        seen.add((len(held), sum(held)))
+    assert {(0, 0), (3, 3)} == seen
