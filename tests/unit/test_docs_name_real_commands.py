@@ -50,3 +50,12 @@ def test_every_command_and_flag_that_a_document_names_exists(document: Path) -> 
         else:
             wrong += [f"{program} {name} {flag}: {line}" for flag in flags if flag not in flags_of(command)]
     assert not wrong, "\n" + "\n".join(wrong)
+
+
+def test_nothing_that_exists_is_announced_for_later() -> None:
+    stale = []
+    for line in (ROOT / "docs" / "coming-from.md").read_text().splitlines():
+        for program, name in re.findall(r"`(bazaar(?:-seller|-market)?) ([a-z][a-z-]*)[^`]*`[^`;]*: not yet", line):
+            if PROGRAMS[program].get_command(click.Context(PROGRAMS[program]), name) is not None:
+                stale.append(line)
+    assert not stale, "\n" + "\n".join(stale)
