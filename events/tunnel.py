@@ -128,13 +128,16 @@ class Tunnel:
         return number
 
     def accept(self, number: int, end: StreamEnd) -> None:
-        """A stream that was asked for is joined to `end`; what came before is told to it now."""
-        if not self.is_closed:
-            early, self._ends[number] = self._ends.get(number), end
-            self._mux.accept(number)
-            if isinstance(early, _Early):
-                early.tell(end)
-            self._soon()
+        """A stream that was asked for is joined to `end`; what came before is told to it now, or that it is over meanwhile."""
+        early = self._ends.get(number)
+        if self.is_closed or early is None:
+            end.over(self.reason or "given up by the other end")
+            return
+        self._ends[number] = end
+        self._mux.accept(number)
+        if isinstance(early, _Early):
+            early.tell(end)
+        self._soon()
 
     def is_open(self, number: int) -> bool:
         """Whether the node has connected it and it is not over."""
@@ -295,13 +298,17 @@ class Tunnel:
 
 
 class _Early:
-    """Keeps what comes before a stream is joined to something; no more than EARLY_WINDOW, by the credit that there is."""
+    """Keeps what comes before a stream is joined to something; no more than EARLY_WINDOW, by the credit that there is. Of sizes, for
+    which no credit is needed, the last one."""
 
     def __init__(self) -> None:
         self._told: list[Callable[[StreamEnd], None]] = []
+        self._size: tuple[int, int] | None = None
 
     def tell(self, end: StreamEnd) -> None:
         """Everything that was kept."""
+        if self._size is not None:
+            end.resized(*self._size)
         for tell in self._told:
             tell(end)
 
@@ -321,7 +328,7 @@ class _Early:
         self._told.append(lambda end: end.over(reason))
 
     def resized(self, columns: int, rows: int) -> None:
-        self._told.append(lambda end: end.resized(columns, rows))
+        self._size = (columns, rows)
 
     def exited(self, code: int) -> None:
         raise AssertionError("only a node's program ends")

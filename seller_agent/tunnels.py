@@ -21,7 +21,7 @@ from events.errors import BazaarError
 from events.nats_client import Message, Subscription
 from events.session import Session
 from events.tunnel import Tunnel, forget
-from events.tunnel_frames import Target
+from events.tunnel_frames import STREAMS_MAX, Target
 from events.tunnel_keys import Facts, Identity, NotMet
 from seller_agent import tunnel_ends
 from seller_agent.attempts import Attempt, Run, Standing
@@ -31,6 +31,8 @@ log = structlog.get_logger("seller")
 
 SESSIONS_MAX = 8
 """Of one job at once."""
+SERVED_MAX = SESSIONS_MAX * STREAMS_MAX
+"""Streams of one job that are dialled or served at once: who gives up and asks again does not free a place before the dialling ends."""
 LISTENED_MAX = 400
 """Attempts that are listened for at once: a connection has 512 subscriptions."""
 TASKS_MAX = 4096
@@ -67,6 +69,8 @@ class _Door:
         self.facts = facts
         self.subscription: Subscription | None = None
         self.sessions: dict[str, _Met] = {}
+        self.served = 0
+        """Streams that are dialled, or served by a task."""
 
 
 class Tunnels:
@@ -215,7 +219,17 @@ class Tunnels:
         if not is_live(door.attempt):
             tunnel.reset(number, "the job has ended")
             return
-        self._spawn(self._serve(door.attempt, tunnel, number, target))
+        if door.served >= SERVED_MAX:
+            tunnel.reset(number, "too many streams of this job were opened and given up")
+            return
+        door.served += 1
+        self._spawn(self._serve_counted(door, tunnel, number, target))
+
+    async def _serve_counted(self, door: _Door, tunnel: Tunnel, number: int, target: Target) -> None:
+        try:
+            await self._serve(door.attempt, tunnel, number, target)
+        finally:
+            door.served -= 1
 
     async def _serve(self, attempt: Attempt, tunnel: Tunnel, number: int, target: Target) -> None:
         """One stream, from its opening to its end."""

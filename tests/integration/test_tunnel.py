@@ -17,6 +17,7 @@ from events import subjects, tunnel_keys
 from events.connection import Connection
 from events.session import Session, make_session
 from events.tunnel import NodeRefused, NodeSilent, Tunnel, meet
+from events.tunnel_frames import Target
 from events.tunnel_keys import Facts, Identity
 from events.values import Role
 from events.wallet import KeySigner
@@ -227,6 +228,74 @@ async def test_garbage_ends_its_own_session_and_no_other(ends: Ends, size: int) 
     await until(lambda: 1 == ends.sessions(), "one session")
     await until(lambda: tunnel.is_closed, "its own end is told")
     assert b"after" == await echoed(port, b"after")
+
+
+class Asked:
+    """The buyer's end of a stream that nobody waits for."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_: None
+
+
+class SlowDials(Dials):
+    """A runner whose connections come about when they are let, and which counts them."""
+
+    def __init__(self) -> None:
+        self.may_go = asyncio.Event()
+        self.asked, self.given, self.closed = 0, 0, 0
+
+    async def dial(self, key: object, place: str) -> Any:
+        self.asked += 1
+        await self.may_go.wait()
+        self.given += 1
+        return self
+
+    async def read(self, size: int) -> bytes:
+        await asyncio.Event().wait()
+        return b""
+
+    async def close(self) -> None:
+        self.closed += 1
+
+
+async def test_a_stream_that_is_given_up_while_it_is_dialled_leaves_nothing_open(ends: Ends) -> None:
+    ends.tunnels._runner = dials = SlowDials()
+    _, tunnel, _ = await hostile(ends)
+    for _ in range(3):
+        tunnel.reset(tunnel.open(Target(place="tcp:1"), Asked()), "no more")
+    await until(lambda: dials.asked == 3, "all are dialled")
+    dials.may_go.set()
+    await until(lambda: dials.closed == 3, "what came about too late is closed")
+    await until(lambda: not ends.tunnels._streams, "nothing goes on")
+
+
+async def test_a_stream_whose_session_ends_while_it_is_dialled_leaves_nothing_open(ends: Ends) -> None:
+    ends.tunnels._runner = dials = SlowDials()
+    _, tunnel, _ = await hostile(ends)
+    tunnel.open(Target(place="tcp:1"), Asked())
+    await until(lambda: dials.asked == 1, "it is dialled")
+    tunnel.close("no more")
+    await until(lambda: not ends.sessions(), "the session ends")
+    dials.may_go.set()
+    await until(lambda: dials.closed == 1, "what came about too late is closed")
+
+
+async def test_streams_given_up_and_asked_for_again_are_never_more_at_once_than_a_job_may_have(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("seller_agent.tunnels.SERVED_MAX", 5)
+    ends.tunnels._runner = dials = SlowDials()
+    _, tunnel, _ = await hostile(ends)
+    for _ in range(20):
+        tunnel.reset(tunnel.open(Target(place="tcp:1"), Asked()), "no more")
+    heard = next(iter(ends.tunnels._doors[EPOCH].sessions.values())).tunnel
+    await until(lambda: heard.streams_opened == 20, "the node has heard all")
+    await asyncio.sleep(0)
+    assert 5 == dials.asked
+    dials.may_go.set()
+    await until(lambda: dials.closed == 5, "they end")
+    tunnel.open(Target(place="tcp:1"), Asked())
+    await until(lambda: dials.asked == 6, "then there is room again")
 
 
 async def test_garbage_at_the_door_is_passed_over(ends: Ends) -> None:
