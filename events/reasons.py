@@ -97,7 +97,7 @@ REASONS: dict[Reason, ReasonRow] = {
     Reason.GPU_LOST: ReasonRow("failed", True, _S, "a card stopped answering during the run"),
     Reason.HOST_RESTARTED: ReasonRow("failed", True, _S, "the node restarted during the run"),
     Reason.RUNTIME_RESTARTED: ReasonRow("failed", True, _S, "the node's container engine or supervisor restarted during the run"),
-    Reason.EVICTED: ReasonRow("failed", True, _S, "the seller stopped the run (drain deadline or maintenance)"),
+    Reason.EVICTED: ReasonRow("failed", True, _S, "the seller stopped the run (drain deadline, maintenance, or its agent was ended)"),
     Reason.LEASE_EXPIRED: ReasonRow("failed", True, _S, "the node stopped renewing its lease"),
     Reason.NODE_LOST: ReasonRow("failed", True, _S, "the node was not heard of for a whole lease"),
     Reason.CLAIM_LATE: ReasonRow("failed", True, _S, "the node did not claim the job in time"),
