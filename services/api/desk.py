@@ -119,7 +119,7 @@ class Desk:
 async def _as_of(asked: Asked) -> Asked:
     """The same question, asked of the market as it was. Raises ProblemFound, LogUnavailable."""
     until = moment(asked.values["as_of"], asked.as_of_seq, asked.now_ms)
-    mirror = await asked.source.past.mirror(until)
+    mirror = await asked.source.past.mirror(until, asked.viewer)
     source = asked.source._replace(mirror=mirror)
     return asked._replace(source=source, now_ms=max(mirror.market.time_ms, until.time_ms or 0))
 

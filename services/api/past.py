@@ -1,27 +1,38 @@
 """The market as it was: the ledger folded again up to a moment, one question at a time, the last few answers kept.
 
 A moment is the end of a page, for a page is what the matcher decided at once. What only heartbeats told nobody knows any more. Reads only.
+A long ledger takes long: who may wait for how much of it is bounded, for everybody but the owner of the machine, so that no reader who
+asks for one moment after another keeps the others from theirs, or from the answers that need no reading.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import NamedTuple
 
 from events.log import Log
 from events.page import Page
+from events.reasons import Refusal
 from projections.market import Market
 from services.api import queries
+from services.api.access import Viewer
 from services.api.mirror import Mirror
-from services.api.problems import bad_query
+from services.api.problems import ProblemFound, Trouble, bad_query
 from services.follower import Follower
 from services.matcher.waits import WaitWatch
 
 KEPT = 2
 """Folded markets kept: whoever moves a slider asks for one moment many times."""
 SLICE_S = 0.02
+PLACES, PER_READER = 4, 2
+"""Moments that are read or waited for at once: by all readers, fewer than `rpc.CONCURRENCY`, and by one; all strangers are one."""
+AGAIN_S = 5
+FOLD_S_MAX = 60.0
+"""So long one reading may keep the next waiting."""
 
 
 class Until(NamedTuple):
@@ -51,29 +62,66 @@ def moment(as_of: int, last_seq: int, now_ms: int) -> Until:
 class Past:
     """Folds one ledger again and again."""
 
-    def __init__(self, ledger: Log) -> None:
+    def __init__(self, ledger: Log, *, fold_s_max: float = FOLD_S_MAX) -> None:
         self._ledger = ledger
+        self._fold_s_max = fold_s_max
         self._kept: OrderedDict[Until, Mirror] = OrderedDict()
+        self._folding: dict[Until, asyncio.Task[Mirror]] = {}
+        self._readers: Counter[Viewer] = Counter()
         self._one_at_a_time = asyncio.Lock()
 
-    async def mirror(self, until: Until) -> Mirror:
-        """What answers are made of, as it was at that moment; not to be folded on. Raises LogUnavailable, LogCorrupt."""
-        async with self._one_at_a_time:
-            mirror = self._kept.pop(until, None)
-            if mirror is None:
-                follower = await self._fold(until, None)
-                market = follower.market
-                mirror = Mirror(follower, log_created="", on_disk_pages=market.pages, now_ms=until.time_ms or market.time_ms)
-                mirror.remember_ended()
+    async def mirror(self, until: Until, viewer: Viewer) -> Mirror:
+        """What answers are made of, as it was at that moment; not to be folded on. Raises ProblemFound, LogUnavailable, LogCorrupt."""
+        kept = self._kept.get(until)
+        if kept is not None:
+            self._kept.move_to_end(until)
+            return kept
+        folding = self._folding.get(until)
+        if folding is None:
+            folding = self._folding[until] = asyncio.create_task(self._mirror(until, viewer))
+            folding.add_done_callback(lambda done: self._folded(until, done))
+        return await asyncio.shield(folding)
+
+    async def watched(self, until: Until, watch: WaitWatch, viewer: Viewer) -> Market:
+        """The market at that moment, after every page was shown to the watch. Raises ProblemFound, LogUnavailable, LogCorrupt."""
+        async with self._turn(viewer):
+            return (await self._fold(until, watch)).market
+
+    async def _mirror(self, until: Until, viewer: Viewer) -> Mirror:
+        async with self._turn(viewer):
+            follower = await self._fold(until, None)
+            market = follower.market
+            mirror = Mirror(follower, log_created="", on_disk_pages=market.pages, now_ms=until.time_ms or market.time_ms)
+            mirror.remember_ended()
             self._kept[until] = mirror
             if len(self._kept) > KEPT:
                 self._kept.popitem(last=False)
             return mirror
 
-    async def watched(self, until: Until, watch: WaitWatch) -> Market:
-        """The market at that moment, after every page was shown to the watch. Raises LogUnavailable, LogCorrupt."""
-        async with self._one_at_a_time:
-            return (await self._fold(until, watch)).market
+    def _folded(self, until: Until, done: asyncio.Task[Mirror]) -> None:
+        del self._folding[until]
+        if not done.cancelled():
+            done.exception()  # whoever still waits is told
+
+    @asynccontextmanager
+    async def _turn(self, viewer: Viewer) -> AsyncIterator[None]:
+        """The ledger for oneself, when it is one's turn. Raises ProblemFound."""
+        if viewer.sees_all:
+            async with self._one_at_a_time:
+                yield
+            return
+        if self._readers.total() >= PLACES or self._readers[viewer] >= PER_READER:
+            raise ProblemFound(Refusal.RATE_LIMITED, "Other moments of the past are being read.", retry_after_s=AGAIN_S)
+        self._readers[viewer] += 1
+        try:
+            async with self._one_at_a_time, asyncio.timeout(self._fold_s_max):
+                yield
+        except TimeoutError:
+            raise ProblemFound(Trouble.NOT_READY, f"Reading the ledger again took longer than {self._fold_s_max:g} s.") from None
+        finally:
+            self._readers[viewer] -= 1
+            if not self._readers[viewer]:
+                del self._readers[viewer]
 
     async def _fold(self, until: Until, watch: WaitWatch | None) -> Follower:
         follower = Follower()

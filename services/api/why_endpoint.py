@@ -41,7 +41,7 @@ async def _then(asked: Asked, as_of: int | None, *, wants_waits: bool) -> Reply:
     until = Until(seq=asked.as_of_seq) if as_of is None else moment(as_of, asked.as_of_seq, asked.now_ms)
     now_ms = asked.now_ms if as_of is None else until.time_ms or 0
     watch = WaitWatch(asked.name) if wants_waits else None
-    market = (await past.mirror(until)).market if watch is None else await past.watched(until, watch)
+    market = (await past.mirror(until, asked.viewer)).market if watch is None else await past.watched(until, watch, asked.viewer)
     job = market.jobs.get(asked.name)
     if job is None:
         raise bad_query("as_of", "the job did not exist then, or had ended long before")
