@@ -26,7 +26,7 @@ from seller_agent.attempts import Attempt, Run, Stop
 from seller_agent.endings import plain
 from seller_agent.link import Market
 from seller_agent.runners.runner import Runner, RunnerError, Stream
-from seller_agent.sessions import Access, is_session, read_access
+from seller_agent.sessions import Access, is_session, no_notebook_there, read_access
 
 log = structlog.get_logger("seller.sessions")
 
@@ -101,7 +101,9 @@ class Sessions:
     def ended(self, attempt: Attempt) -> None:
         """Its program has ended by itself, or was ended; before anybody could connect, its last words say why."""
         if is_session(attempt.order) and not attempt.ready_told and attempt.stop is None and not attempt.detail:
-            attempt.detail = plain(f"it ended before anybody could connect; it said: {tail(self._around.folder_of(attempt))}")
+            missing = no_notebook_there(attempt.order, attempt.status.error if attempt.status is not None else None)
+            said = missing or f"it said: {tail(self._around.folder_of(attempt))}"
+            attempt.detail = plain(f"it ended before anybody could connect; {said}")
 
     async def _keep(self, keeper: Keeper) -> None:
         try:

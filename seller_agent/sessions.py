@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 from events.jobs import JobSubmitted
+from events.reasons import Reason
 from events.values import JobKind
 
 SOCKET = "bazaar.sock"
@@ -106,6 +107,14 @@ def command(order: JobSubmitted, access: Access) -> tuple[str, ...]:
         settings = {**SETTINGS, "base_url": access.path}
         return ("python3", "-c", LAUNCHER, *(f"--ServerApp.{name}={value}" for name, value in settings.items()))
     return FOR_EVER
+
+
+def no_notebook_there(order: JobSubmitted, error: str | None) -> str:
+    """What to say when not even the program that starts Jupyter is in the image; empty for anything else."""
+    asked_for_jupyter = order.kind is JobKind.NOTEBOOK and not order.program.argv
+    if error != Reason.PROGRAM_NOT_FOUND or not asked_for_jupyter:
+        return ""
+    return "This image has no Python, and so no Jupyter: use one with the package jupyterlab (see examples/images/jupyter)."
 
 
 def environment(access: Access) -> dict[str, str]:

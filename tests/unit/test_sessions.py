@@ -42,6 +42,17 @@ def test_the_access_to_a_session_is_decided_once_and_for_its_owner_only(tmp_path
     assert sessions.new_access(order(JobKind.NOTEBOOK)).token != first.token
 
 
+def test_an_image_without_python_is_told_to_be_none_for_notebooks() -> None:
+    assert "no Jupyter" in sessions.no_notebook_there(order(JobKind.NOTEBOOK), "program_not_found")
+    for kind, argv, error in (
+        (JobKind.NOTEBOOK, ("mine",), "program_not_found"),
+        (JobKind.NOTEBOOK, (), "container_error"),
+        (JobKind.NOTEBOOK, (), None),
+        (JobKind.CONTAINER, (), "program_not_found"),
+    ):
+        assert "" == sessions.no_notebook_there(order(kind, *argv), error)
+
+
 def test_a_token_stands_in_the_environment_and_never_in_the_command() -> None:
     access = sessions.new_access(order(JobKind.NOTEBOOK))
     command = sessions.command(order(JobKind.NOTEBOOK), access)
