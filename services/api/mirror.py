@@ -57,6 +57,14 @@ class Reason(NamedTuple):
     at_ms: int
 
 
+class Supply(NamedTuple):
+    """The cards of an offer: how many, how many of them healthy, and the same by model."""
+
+    gpus: int
+    healthy: int
+    models: tuple[tuple[str, int, int], ...]
+
+
 class Mirror:
     """The folded market. `on_disk_pages`: up to which page the read model's rows are there already."""
 
@@ -72,6 +80,8 @@ class Mirror:
         self.reasons: dict[str, Reason] = {}
         """Why jobs wait, as somebody was told lately (overview.py)."""
         self._rows: dict[str, tuple[bytes, bytes]] = {}
+        self._supplies: dict[str, tuple[NodeOffered, Supply]] = {}
+        self._by_name: list[tuple[str, str]] | None = None
         self._by_price: list[tuple[int, str]] | None = None
         self.version = 0
         """Counts the changes of anything that an answer may be made of."""
@@ -118,7 +128,7 @@ class Mirror:
         elif isinstance(event, NodeWithdrawn | NodeLost):
             self.telemetry.forget(event.node_id)
         elif isinstance(event, NodeOffered | NodeRepriced):
-            self._by_price = None
+            self._by_price = self._by_name = None
         elif isinstance(event, MemberAdded | MemberRemoved):
             self._rows.clear()  # they hold members' names
 
@@ -208,6 +218,19 @@ class Mirror:
         start = 0 if after is None else bisect_right(ordered, after)
         return (self.market.nodes[name] for _, name in islice(ordered, start, None) if name in self.market.nodes)
 
+    def by_name(self) -> Iterator[Node]:
+        """Nodes, whatever their state, by name and id."""
+        if self._by_name is None:
+            self._by_name = sorted((node.offer.name, node.node_id) for node in self.market.nodes.values())
+        return (self.market.nodes[name] for _, name in self._by_name if name in self.market.nodes)
+
+    def supply(self, node: Node) -> Supply:
+        """What the node offers, counted once for each offer."""
+        kept = self._supplies.get(node.node_id)
+        if kept is None or kept[0] is not node.offer:
+            kept = self._supplies[node.node_id] = (node.offer, _supply(node.offer))
+        return kept[1]
+
     def finished(self, job_id: str) -> FinishedJob | None:
         """A job that has ended lately or is not on disk yet."""
         return self._recent.get(job_id) or self._jobs.get(job_id)
@@ -242,6 +265,15 @@ class Mirror:
         del self._places[: len(batch.places)]
         self.candles.left()
         self._on_disk_pages = batch.progress.pages
+
+
+def _supply(offer: NodeOffered) -> Supply:
+    counts: dict[str, tuple[int, int]] = {}
+    for card in offer.cards:
+        gpus, healthy = counts.get(card.model, (0, 0))
+        counts[card.model] = (gpus + 1, healthy + card.healthy)
+    models = tuple((model, gpus, healthy) for model, (gpus, healthy) in counts.items())
+    return Supply(len(offer.cards), sum(healthy for _, _, healthy in models), models)
 
 
 def owner_of(job: Job) -> Owner:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import heapq
+from collections import Counter
 from itertools import islice
 
 import msgspec
@@ -13,7 +13,7 @@ from services.api.asking import Asked, Endpoint, Reply
 from services.api.candles import MINUTE_MS, NO_CARD, POINTS_MAX, Point, series
 from services.api.job_endpoints import held_jobs, seen
 from services.api.market_views import MarketView, StatsView, market_view, stats_view
-from services.api.mirror import Reason
+from services.api.mirror import Mirror, Reason
 from services.api.views import JobView, NodeView, node_view
 from services.matcher.why import Moment, why_in_words
 
@@ -63,13 +63,16 @@ class StateView(msgspec.Struct, frozen=True, kw_only=True):
 async def state(asked: Asked) -> Reply:
     """The market at one moment."""
     mirror, market = asked.mirror, asked.mirror.market
-    nodes = [node for node in market.nodes.values() if node.state is not NodeState.WITHDRAWN or node.allocations]
-    shown = heapq.nsmallest(NODES_MAX, nodes, key=lambda node: (node.state is not NodeState.OFFERED, node.offer.name, node.node_id))
+    nodes = [node for node in market.nodes.values() if _is_there(node)]
+    shown = list(islice((node for node in mirror.by_name() if node.state is NodeState.OFFERED), NODES_MAX))
+    if len(shown) < NODES_MAX:
+        others = (node for node in mirror.by_name() if node.state is not NodeState.OFFERED and _is_there(node))
+        shown += islice(others, NODES_MAX - len(shown))
     running = held_jobs(market)
     view = StateView(
         market=market_view(market, mirror.follower.void, None),
         stats=stats_view(market, mirror.telemetry, mirror.hour, asked.now_ms),
-        models=models(nodes),
+        models=models(mirror, nodes),
         nodes=[node_view(node, market, mirror.telemetry, asked.now_ms) for node in shown],
         nodes_total=len(nodes),
         queued=[seen(asked, market.jobs[name]) for name in islice(mirror.standing.queue.in_order(), JOBS_MAX)],
@@ -80,6 +83,10 @@ async def state(asked: Asked) -> Reply:
         now_ms=asked.now_ms,
     )
     return Reply(asked.as_of_seq, view)
+
+
+def _is_there(node: Node) -> bool:
+    return node.state is not NodeState.WITHDRAWN or bool(node.allocations)
 
 
 def reasons(asked: Asked, nodes: int) -> dict[str, str]:
@@ -103,27 +110,36 @@ def reasons(asked: Asked, nodes: int) -> dict[str, str]:
     return found
 
 
-def models(nodes: list[Node]) -> list[ModelView]:
+def models(mirror: Mirror, nodes: list[Node]) -> list[ModelView]:
     """What is on offer, by model, the most cards first."""
     found: dict[str, list[int]] = {}
     for node in nodes:
         if node.state is not NodeState.OFFERED:
             continue
-        free = {card.uuid for card in free_cards(node)}
         price = node.price_uusd_per_gpu_hour
-        counts: dict[str, tuple[int, int]] = {}
-        for card in node.offer.cards:
-            gpus, idle = counts.get(card.model, (0, 0))
-            counts[card.model] = (gpus + 1, idle + (card.uuid in free))
-        for model, (gpus, idle) in counts.items() or ((NO_CARD, (0, 0)),):
+        for model, gpus, free in _free_by_model(mirror, node) or ((NO_CARD, 0, 0),):
             row = found.setdefault(model, [0, 0, 0, price, price])
-            row[0], row[1], row[2] = row[0] + 1, row[1] + gpus, row[2] + idle
-            row[3], row[4] = min(row[3], price), max(row[4], price)
+            row[0] += 1
+            row[1] += gpus
+            row[2] += free
+            if price < row[3]:
+                row[3] = price
+            elif price > row[4]:
+                row[4] = price
     views = [
         ModelView(model=model, nodes=row[0], gpus=row[1], gpus_free=row[2], low_uusd=row[3], high_uusd=row[4])
         for model, row in found.items()
     ]
     return sorted(views, key=lambda view: (-view.gpus, view.model))
+
+
+def _free_by_model(mirror: Mirror, node: Node) -> tuple[tuple[str, int, int], ...]:
+    """(model, cards, free ones) of a node."""
+    supply = mirror.supply(node)
+    if not node.taken:
+        return supply.models
+    free = Counter(card.model for card in free_cards(node))
+    return tuple((model, gpus, free[model]) for model, gpus, _ in supply.models)
 
 
 class SeriesView(msgspec.Struct, frozen=True, kw_only=True):
