@@ -18,6 +18,7 @@ import click
 from events.errors import BazaarError, IdentityError, MarketUnreachable, Refused
 from events.home import Settings, read_endpoints, resolve
 from events.log_setup import configure
+from events.pinning import split
 from events.reasons import REFUSALS
 from services.commands import reaching, rules
 from services.processes import MarketFolder
@@ -158,7 +159,7 @@ def _greeting(running: Any, sellers: list[Any], *, is_open: bool) -> str:
     lines = ["GPU Bazaar is up. Ctrl-C ends it; what was submitted is kept."]
     if running.left_over:
         lines.append(f"  found      left running by an earlier market and ended: {', '.join(running.left_over)}")
-    lines += [f"  market     {running.market}", f"  API        {running.api}", f"  data       {running.home}"]
+    lines += [f"  market     {running.market}", f"  API        {split(running.api)[0]}", f"  data       {running.home}"]
     for seller in sellers:
         cards = f"{seller.simulate} (simulated)" if seller.simulate else "this machine's GPUs"
         lines.append(f"  seller     {cards} at {seller.price} USD per GPU-hour")
