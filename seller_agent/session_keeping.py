@@ -8,15 +8,16 @@ saved by `saving`.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from datetime import datetime
 from typing import Any, NamedTuple, Protocol
 
+import msgspec
 import structlog
 
+from events.codec import HOSTILE_DECODE_ERRORS
 from events.errors import BazaarError
 from events.files import put_files
 from events.jobs import AttemptEvent, SessionReady, UsageRecorded
@@ -247,7 +248,7 @@ class Keeper:
             for look in looks:
                 try:
                     self.active_ms = max(self.active_ms, self.ran_ms - await look())
-                except (OSError, RunnerError, TimeoutError, ValueError, KeyError, TypeError):
+                except (OSError, RunnerError, TimeoutError, ValueError):
                     continue  # no Jupyter, or one that does not answer now: nothing is known
 
     async def _idle_kernels_ms(self, access: Access) -> int:
@@ -256,15 +257,32 @@ class Keeper:
         status, body = await self._ask(access, "api/kernels?no_track_activity=1")
         if status != 200:
             raise ValueError(f"status {status}")
-        kernels = json.loads(body)
-        if any(kernel["execution_state"] == "busy" for kernel in kernels):
-            return 0
-        moments = [datetime.fromisoformat(kernel["last_activity"].replace("Z", "+00:00")) for kernel in kernels]
-        return max(0, int(time.time() * 1000 - max(moments).timestamp() * 1000))
+        return idle_ms(body, time.time_ns() // 1_000_000)
 
     def _idle_files_ms(self) -> int:
         """For how long no file of the work was written: an open notebook is saved now and then while somebody types."""
         return max(0, time.time_ns() - session_work.newest_ns(self._folder)) // 1_000_000
+
+
+class _Kernel(msgspec.Struct):
+    """What is read of one."""
+
+    last_activity: datetime
+    execution_state: str = ""
+
+
+_kernels = msgspec.json.Decoder(list[_Kernel])
+
+
+def idle_ms(body: bytes, now_ms: int) -> int:
+    """For how long nobody has computed, by a Jupyter's list of kernels, which its job may have made up. Raises ValueError."""
+    try:
+        kernels = _kernels.decode(body)
+        if any(kernel.execution_state == "busy" for kernel in kernels):
+            return 0
+        return max(0, now_ms - int(max(kernel.last_activity for kernel in kernels).timestamp() * 1000))
+    except (*HOSTILE_DECODE_ERRORS, TypeError):
+        raise ValueError("that is no list of kernels") from None
 
 
 async def _get(stream: Stream, path: str, token: str) -> tuple[int, bytes]:
