@@ -27,8 +27,8 @@ def moment_ms(text: str, now_ms: int) -> int:
             raise BadValue("it is no date and time", EXAMPLE) from None
     try:
         return now_ms + 1000 * duration_s(text)
-    except BadValue as error:
-        raise BadValue(error.why, EXAMPLE) from None
+    except BadValue:
+        raise BadValue("it is no time", EXAMPLE) from None
 
 
 def _ms(moment: datetime) -> int:

@@ -7,10 +7,12 @@ from typing import Any
 
 import click
 
+from events.errors import Refused
 from events.fact import Event
 from events.home import Settings
 from events.nodes import NodeDrained, NodeMaintenancePlanned, NodeRepriced, NodeResumed, NodeWithdrawn
 from events.quantities import BadValue, duration_s
+from events.reasons import Refusal
 from seller_agent.asking import market_ms, order
 from seller_agent.commands.options import found, node_options, run_async, tell
 from seller_agent.moments import EXAMPLE, clock_text, moment_ms
@@ -73,7 +75,13 @@ def drain(reason: str, deadline: str | None, **given: Any) -> None:
 def resume(**given: Any) -> None:
     """Take new jobs again after a drain."""
     settings, node = found(given)
-    _order(given, settings, node, NodeResumed(node_id=node.node_id), f"{node.name} takes new jobs again.")
+    try:
+        _order(given, settings, node, NodeResumed(node_id=node.node_id), f"{node.name} takes new jobs again.")
+    except Refused as error:
+        if error.refusal is Refusal.ILLEGAL_IN_STATE:
+            error.what, error.why = f"{node.name} is not drained.", "There is nothing to take back, or the market's operator has to do it."
+            error.hint = "bazaar-seller status; a maintenance is taken back with `bazaar-seller maintenance --cancel`"
+        raise
 
 
 @click.command()

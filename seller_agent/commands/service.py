@@ -112,7 +112,13 @@ def _checked(options: tuple[str, ...]) -> tuple[str, ...]:
     given = list(options)
     if "--name" in given:
         raise click.UsageError("Give --name before the `--`.")
-    run.make_context("run", list(given))
+    try:
+        run.make_context("run", list(given))
+    except click.UsageError as error:
+        said = error.format_message()
+        raise click.UsageError(
+            f"{said} The service runs `bazaar-seller run`: give its options after `--`, such as `-- --price 0.35`."
+        ) from None
     return tuple(given)
 
 

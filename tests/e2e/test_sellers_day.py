@@ -89,7 +89,9 @@ def test_orders_that_make_no_sense_are_refused_before_anything_is_written(market
         ("earnings", "--since", "yesterday"),
     ):
         assert "Traceback" not in seller(market, *arguments, code=2).stderr, arguments
-    assert "illegal_in_state" == seller(market, "resume", "--json", code=None).problem["code"], "a node that was never drained"
+    refused = seller(market, "resume", "--json", code=1).problem
+    assert "illegal_in_state" == refused["code"], "a node that was never drained"
+    assert "is not drained" in refused["title"] and "maintenance --cancel" in refused["hint"]
 
 
 def test_the_state_of_a_node_is_told_also_without_a_market(market: MarketEnv) -> None:

@@ -131,6 +131,7 @@ def test_a_unit_that_somebody_changed_is_kept_unless_forced(tmp_path: Path) -> N
 def test_a_service_that_could_not_start_is_not_written(tmp_path: Path, options: tuple[str, ...]) -> None:
     done = install("--name", "box", "--to", str(tmp_path / "units"), "--", *options, home=tmp_path)
     assert (2, False) == (done.exit_code, (tmp_path / "units").exists())
+    assert "give its options after `--`" in done.output or "Give --name before" in done.output
 
 
 def test_systemd_is_told_only_where_it_listens(tmp_path: Path) -> None:
