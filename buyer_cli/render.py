@@ -119,6 +119,8 @@ def job_lines(job: Json, now_ms: int) -> list[tuple[str, str]]:
         lines.append(("reason", f"{text(job['reason'])}: {reason_sentence(job['reason'])}"))
     lines += [(name, text(job.get(name))) for name in ("detail", "exit_code", "queue_position") if job.get(name) is not None]
     lines.append(("GPUs", cards(job) if job.get("gpus") else text(job.get("num_gpus"))))
+    if (job.get("num_nodes") or 1) > 1:
+        lines.append(("rank", f"{text(job.get('rank'))} of {text(job['num_nodes'])}"))
     if job.get("node"):
         lines.append(("node", f"{text(job.get('node_name'))} ({text(job['node'])})"))
     lines += [(name, text(job.get(name))) for name in ("image", "image_digest", "group", "org") if job.get(name)]
@@ -217,6 +219,8 @@ JOB_KEYS = (
     "node_name",
     "gpus",
     "num_gpus",
+    "num_nodes",
+    "rank",
     "image",
     "image_digest",
     "price_uusd_per_gpu_hour",

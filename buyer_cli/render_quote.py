@@ -63,7 +63,7 @@ def waiting_sentence(quote: QuoteAnswer) -> str:
         parts.append(f"{count(quote.queue_position, 'job')} before it")
     if quote.free_now:
         parts.append(f"{count(quote.free_now, 'node')} free for it")
-    elif quote.could_run and quote.steps[-1].condition == "nodes":
+    elif quote.could_run and quote.steps and quote.steps[-1].condition == "nodes":
         parts.append(text(quote.steps[-1].asked))
     elif quote.could_run:
         busy = f"{count(quote.could_run, 'node')} could run it, {'it is' if quote.could_run == 1 else 'all are'} busy"

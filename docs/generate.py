@@ -123,6 +123,8 @@ def events_page() -> str:
 TARGETS: dict[job_states.Target, tuple[job_states.JobState, ...]] = {
     job_states.After.START: (job_states.RUNNING, job_states.STARTING),
     job_states.After.FAILURE: (job_states.QUEUED, job_states.FAILED),
+    job_states.After.GANG: (job_states.QUEUED, job_states.FAILED, job_states.TIMED_OUT, job_states.CANCELLED, job_states.EXPIRED),
+    job_states.After.STOP: (job_states.CANCELLED, job_states.QUEUED, job_states.FAILED, job_states.TIMED_OUT),
 }
 
 

@@ -14,6 +14,7 @@ from projections.jobs import Job, Run
 from projections.market import Market
 from projections.nodes import Node, NodeState, free_cards, planned, state_at
 from projections.run_limits import time_limit
+from services.api.backlogs import backlog_s
 from services.api.telemetry import Telemetry
 
 OUTPUT_KEPT_MS = 30 * 86_400_000
@@ -72,6 +73,9 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     node_name: str | None
     gpus: list[GpuView]
     num_gpus: int
+    num_nodes: int
+    """More than 1: it is a rank of a gang; all ranks share the group."""
+    rank: int
     image: str | None
     image_digest: str | None
     """Exactly which image it is or was run in."""
@@ -132,6 +136,8 @@ def job_view(job: Job, market: Market, *, lease: BeatLease | None = None, queue_
         node_name=None if node is None else node.offer.name,
         gpus=[] if run is None else _gpus(run, node),
         num_gpus=job.requirements.num_gpus,
+        num_nodes=asked.num_nodes,
+        rank=asked.rank,
         image=_image(job, node),
         image_digest=None if job.run is None else job.run.image_digest or None,
         price_uusd_per_gpu_hour=None if run is None else run.price_uusd_per_gpu_hour,
@@ -344,7 +350,7 @@ def node_view(node: Node, market: Market, telemetry: Telemetry, now_ms: int) -> 
         updated_ms=node.updated_ms,
         heard_ms=telemetry.heard_ms(node.node_id),
         uptime_s=max(0, now_ms - node.offered_ms) // 1000 if is_offered else None,
-        backlog_s=_backlog_s(node, market, now_ms),
+        backlog_s=backlog_s(node, market, now_ms),
         jobs=node.ended,
         running=list(dict.fromkeys(allocation.job_id for allocation in node.allocations.values())),
         updated_seq=node.updated_seq,
@@ -388,13 +394,3 @@ def _cards(node: Node, telemetry: Telemetry) -> list[CardView]:
 def known(reading: int) -> int | None:
     """A reading, None when it could not be read."""
     return None if reading < 0 else reading
-
-
-def _backlog_s(node: Node, market: Market, now_ms: int) -> int:
-    latest_ms = now_ms
-    for epoch, allocation in node.allocations.items():
-        job = market.jobs.get(allocation.job_id)
-        if job is None or job.run is None or job.run.epoch != epoch or job.state not in HELD:
-            continue
-        latest_ms = max(latest_ms, (job.run.started_ms or now_ms) + job.timeout_s * 1000)
-    return (latest_ms - now_ms + 999) // 1000

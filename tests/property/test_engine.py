@@ -183,8 +183,8 @@ def submit(world: World, a: int, b: int, c: int) -> None:
 
 def submit_gang(world: World, a: int, b: int, c: int) -> None:
     """Two to four ranks at once."""
-    asked = ASKS[a % TARGETLESS]
-    number, buyer = 2 + b % 3, BUYERS[c % len(BUYERS)]
+    asked = ASKS[a % TARGETLESS] if a % 3 == 0 else {"num_gpus": a % 3 - 1}
+    number, buyer = (2, 2, 3, 4)[b % 4], BUYERS[c % len(BUYERS)]
     changes: dict[str, Any] = {"max_price": PRICES[b // 3 % len(PRICES)], "priority": (b // 7) % 3 * 25, "retries": 20}
     changes |= {
         "timeout_s": (10, 60, 3600)[c // 5 % 3],
