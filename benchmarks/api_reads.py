@@ -51,6 +51,7 @@ TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 EVENTS_PER_S = 500
 BEAT_S = 5
 TURN_S = 0.02
+CLIENT_S_MAX = 120.0
 BATCH = 24
 MODELS = (
     ("NVIDIA GeForce RTX 3090", 24_576, 200_000),
@@ -371,7 +372,12 @@ async def _watch(port: int, streams: int, seconds: float, query: str) -> dict[st
 
 async def _child(*arguments: str) -> dict[str, float]:
     process = await asyncio.create_subprocess_exec(sys.executable, __file__, *arguments, stdout=asyncio.subprocess.PIPE)
-    out, _ = await process.communicate()
+    try:
+        async with asyncio.timeout(CLIENT_S_MAX):
+            out, _ = await process.communicate()
+    except TimeoutError:
+        process.kill()
+        raise
     assert process.returncode == 0, f"the client failed: {arguments[:2]}"
     found: dict[str, float] = json.loads(out)
     return found
