@@ -103,7 +103,7 @@ REASONS: dict[Reason, ReasonRow] = {
     Reason.CLAIM_LATE: ReasonRow("failed", True, _S, "the node did not claim the job in time"),
     Reason.DECLINED: ReasonRow("failed", True, _S, "the node declined the job"),
     Reason.OUTPUT_TOO_LARGE: ReasonRow("failed", False, _B, "the job wrote more output or results than the market keeps; kept up to that"),
-    Reason.GANG_RANK_FAILED: ReasonRow("failed", False, _B, "another rank of the job failed"),
+    Reason.GANG_RANK_FAILED: ReasonRow("failed", False, _B, "another rank of the gang failed; state and payer are those of its reason"),
     Reason.CANCELLED_BY_BUYER: ReasonRow("cancelled", False, _B, "the buyer cancelled the job"),
     Reason.CANCELLED_BY_OPERATOR: ReasonRow("cancelled", False, _B, "the operator cancelled the job"),
     Reason.QUEUE_TIMEOUT: ReasonRow("expired", False, _N, "the job waited longer than --queue-timeout"),

@@ -6,7 +6,8 @@ from typing import Any
 
 import msgspec
 import pytest
-from builders import digest, job_id, job_submitted, make
+from builders import digest, job_id, job_submitted, make, node_offered
+from desk import Desk
 from unit.test_turn import Trade, party, trade
 
 from events import ids
@@ -25,12 +26,25 @@ from events.jobs import (
     JobSubmitted,
     JobSucceeded,
 )
+from events.log import StoredPage
+from events.market import Policy
 from events.nodes import NodeLost
 from events.reasons import Reason, Refusal
 from events.send_window import Entry, SendWindow
+from events.wire import QuoteRequest
 from projections.job_states import HELD, JobState
 from projections.jobs import Job
+from seller_agent.attempts import Attempt, Run, Work
+from seller_agent.decisions import Do, Node, decide
+from seller_agent.endings import end_event
+from seller_agent.preparing import rendezvous
+from seller_agent.reconcile import catch_up
+from seller_agent.runners.runner import RunState, RunStatus, StopReason
+from services.follower import Follower
+from services.matcher.answers import sync_job
 from services.matcher.draft import Draft
+from services.matcher.quotes import quote
+from services.matcher.why import Moment, why
 
 __all__ = ["trade"]  # the fixture
 
@@ -231,9 +245,6 @@ def test_a_gang_that_waited_too_long_expires_as_a_whole(trade: Trade) -> None:
 
 def test_at_the_end_of_every_page_all_ranks_are_held_or_none_was_matched(running: Trade) -> None:
     """Folded again page by page: no page ends between the matches of one gang."""
-    from events.log import StoredPage
-    from services.follower import Follower
-
     follower = Follower()
     seen = set()
     for position, data in enumerate(running.world.pages, 1):
@@ -241,3 +252,73 @@ def test_at_the_end_of_every_page_all_ranks_are_held_or_none_was_matched(running
         held = [job.state in HELD for job in follower.market.jobs.values()]
         seen.add((len(held), sum(held)))
     assert {(0, 0), (3, 3)} == seen
+
+
+def test_why_and_quote_tell_a_gang_how_many_nodes_it_needs_and_how_many_fit(trade: Trade) -> None:
+    offered(trade, 3)
+    trade.world.turn(trade.buyer.say(*gang(number=4)))
+    market, now_ms = trade.world.market, trade.world.now_ms
+    told = why(market, market.jobs[job_id("gang-2")], Moment(now_ms))
+    assert "It waits: it needs 4 nodes, 3 fit; 2 jobs are before it." == told.summary
+    answer = quote(market, QuoteRequest(num_nodes=4), trade.buyer.wallet, now_ms)
+    assert ("nodes", "4 nodes needed, 3 fit, 3 free", 3) == (answer.failing, answer.steps[-1].asked, answer.steps[-1].nodes)
+    assert 0 == answer.could_run == answer.free_now
+    trade.world.turn(trade.seller.say(trade.offer("docker")))
+    told = why(market, market.jobs[job_id("gang-2")], Moment(now_ms))
+    assert {"docker": "address"} == {node.name: node.condition for node in told.nodes if node.name == "docker"}
+    answer = quote(market, QuoteRequest(num_nodes=3), trade.buyer.wallet, now_ms)
+    assert (3, 3, None) == (answer.could_run, answer.free_now, answer.failing)
+
+
+def test_a_gang_that_waits_costs_no_look_at_every_node() -> None:
+    """Nodes free themselves under a gang that needs one more than fit: each time only a few rows are looked at."""
+
+    def touched(nodes: int) -> int:
+        desk = Desk()
+        for number in range(nodes):
+            desk.happen(node_offered(f"node{number}", price=100_000 + number, address=PLACE if number < 7 else None))
+        desk.happen(*gang(number=8))
+        assert desk.next_match() is None
+        before = desk.engine.touched
+        for number in range(10):
+            desk.happen(job_submitted(f"job{number}", timeout_s=60))
+            match = desk.next_match()
+            assert match is not None
+            desk.fold_match(match)
+            desk.happen(make(JobCancelRequested, job_id=match.job_id))
+            assert desk.next_match() is None
+        return desk.engine.touched - before
+
+    assert touched(1000) <= 2 * touched(50)
+
+
+def test_a_gang_waits_until_the_market_has_room_for_all_of_its_ranks() -> None:
+    desk = Desk(policy=Policy(max_concurrent=3))
+    desk.happen(*[node_offered(f"node{number}", address=PLACE) for number in range(4)], node_offered("other"))
+    desk.happen(job_submitted("first"))
+    assert ["first"] == list(desk.match_all())
+    desk.happen(*gang())
+    assert desk.next_match() is None
+    desk.happen(make(JobCancelRequested, job_id=job_id("first")))
+    match = desk.next_match()
+    assert match is not None
+    assert 2 == len(match.others)
+
+
+def test_a_node_that_was_away_learns_that_its_rank_is_stopped_and_reports_why(running: Trade) -> None:
+    world, seller = running.world, running.seller
+    run = world.market.jobs[job_id("gang-0")].run
+    assert run is not None
+    held = [sync_job(world.market.jobs[job_id("gang-0")], with_order=True)]
+    attempts: dict[int, Attempt] = {}
+    [attempt] = catch_up(attempts, held, world.market.last_seq)
+    assert {"BAZAAR_RANK": "0", "BAZAAR_NNODES": "3", "BAZAAR_MASTER_ADDR": PLACE} == {
+        name: value for name, value in rendezvous(attempt).items() if name != "BAZAAR_MASTER_PORT"
+    }
+    assert str(run.master_port) == rendezvous(attempt)["BAZAAR_MASTER_PORT"]
+    attempt.run, attempt.started_told, attempt.prepared = Run.RUNNING, True, Work.DONE
+    world.turn(seller.say(world.of_run("gang-1", JobFailed, reason=Reason.EXITED_NONZERO)))
+    catch_up(attempts, [sync_job(world.market.jobs[job_id("gang-0")], with_order=True)], world.market.last_seq)
+    assert Do.STOP in decide(attempt, Node(), 0)
+    attempt.run, attempt.status = Run.EXITED, RunStatus(key=attempt.key, state=RunState.EXITED, stop_reason=StopReason.ASKED, ran_ms=5)
+    assert Reason.GANG_RANK_FAILED is end_event(attempt).reason
