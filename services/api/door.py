@@ -54,6 +54,11 @@ class Door:
             self._count(f"address {address}", now_ms)
             raise
 
+    def rights(self, request: Request) -> Viewer:
+        """What somebody who was let in may see by now; not counted. Raises ProblemFound."""
+        source = self._desk.ready_source()
+        return http_viewer(source.mirror.market, request.headers, is_loopback=self._is_local, now_ms=self._desk.now_ms())
+
     def reader(self, request: Request) -> Viewer:
         """Who asks for what is not public. Raises ProblemFound."""
         viewer = self.viewer(request)

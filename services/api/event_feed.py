@@ -15,8 +15,8 @@ from events.page import Record
 
 KEPT = 10_000
 
-NEVER_SHOWN = ("output_token", "token_sha256", "wallet_signature", "text")
-"""Names of live subjects, tokens and logins: nobody needs them to know what happened."""
+NEVER_SHOWN = ("output_token", "token_sha256", "wallet_signature", "text", "alias")
+"""Names of live subjects, tokens and logins, and what members call each other: nobody needs them to know what happened."""
 PRIVATE = ("name", "labels", "program", "detail", "requirements", "variants")
 """Of another party's job: that it is there, not what it is called, runs or says."""
 

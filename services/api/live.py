@@ -7,7 +7,9 @@ this process meanwhile. Frames are made once and shared; a reader that does not 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
 from typing import NamedTuple
 
 import msgspec
@@ -28,7 +30,10 @@ from services.api.paging import write as write_cursor
 from services.api.problems import ProblemFound, Trouble, bad_query
 from services.api.pulse import EVENTS_PER_CHUNK, Pulse, framed
 
-STREAMS_MAX = 500
+STREAMS_MAX, STREAMS_PER_READER = 500, 50
+"""Open at once, of all readers and of one; the owner of the machine may have all."""
+RIGHTS_S = 1.0
+"""What a reader may see is asked again so often: a token that was revoked, and who has left an organisation, see nothing more of it."""
 RESUMED_EVENTS_MAX = 100_000
 """Who comes back later than this is told to begin with a snapshot."""
 PING_S = 15
@@ -93,6 +98,7 @@ class Streams:
 
     def __init__(self) -> None:
         self._open = 0
+        self._readers: Counter[Viewer] = Counter()
         self._closing = False
         self._pulse: Pulse | None = None
 
@@ -105,28 +111,30 @@ class Streams:
         if self._pulse is not None:
             self._pulse.ring()
 
-    def respond(self, request: Request, source: Source, viewer: Viewer) -> Response:
-        """A stream from where the reader wants it. Raises ProblemFound."""
+    def respond(self, request: Request, source: Source, viewer: Viewer, rights: Callable[[], Viewer]) -> Response:
+        """A stream from where the reader wants it, which ends when its `rights` are others than they were. Raises ProblemFound."""
         values = queries.read(request.query_params.multi_items(), queries.STREAM)
         if viewer == Viewer():
             raise ProblemFound(Trouble.TOKEN_REQUIRED)
         place = _begin(request, values.get("from_seq"), source.mirror.market.last_seq)
-        if self._open >= STREAMS_MAX:
+        if self._open >= STREAMS_MAX or (self._readers[viewer] >= STREAMS_PER_READER and not viewer.sees_all):
             raise ProblemFound(Trouble.TOO_MANY_STREAMS)
         if request.scope.get("bazaar.head"):
             return Response(headers={"cache-control": "no-store"}, media_type="text/event-stream")
         if self._pulse is None or self._pulse.mirror is not source.mirror:
             self._pulse = Pulse(source.mirror)
-        frames = self._frames(source, self._pulse, viewer, place, telemetry=values.get("telemetry", False))
+        frames = self._frames(source, self._pulse, _Rights(viewer, rights), place, telemetry=values.get("telemetry", False))
         return _Stream(frames, ping=PING_S, sep="\n", send_timeout=SEND_TIMEOUT_S)
 
-    async def _frames(self, source: Source, pulse: Pulse, viewer: Viewer, place: Place, *, telemetry: bool) -> AsyncIterator[bytes]:
+    async def _frames(self, source: Source, pulse: Pulse, rights: _Rights, place: Place, *, telemetry: bool) -> AsyncIterator[bytes]:
+        viewer = rights.viewer
         self._open += 1
+        self._readers[viewer] += 1
         pulse.enter(telemetry=telemetry)
         after_seq, readings = place.after_seq, pulse.telemetry_number
         try:
             yield b"retry: %d\n\n" % RETRY_MS + (_reset(after_seq) if place.is_reset else b"")
-            while not self._closing:
+            while not self._closing and rights.hold():
                 rings, before_seq = pulse.rings, after_seq
                 try:
                     at_hand = pulse.frame(after_seq, viewer)
@@ -142,6 +150,28 @@ class Streams:
         finally:
             pulse.leave(telemetry=telemetry)
             self._open -= 1
+            self._readers[viewer] -= 1
+            if not self._readers[viewer]:
+                del self._readers[viewer]
+
+
+class _Rights:
+    """What the reader of a stream may see, asked again now and then."""
+
+    def __init__(self, viewer: Viewer, ask: Callable[[], Viewer]) -> None:
+        self.viewer = viewer
+        self._ask = ask
+        self._asked_s = time.monotonic()
+
+    def hold(self) -> bool:
+        """Whether they are as they were when the stream began."""
+        if time.monotonic() - self._asked_s < RIGHTS_S:
+            return True
+        self._asked_s = time.monotonic()
+        try:
+            return self._ask() == self.viewer
+        except ProblemFound:
+            return False
 
 
 async def _from_ledger(source: Source, after_seq: int, viewer: Viewer) -> tuple[bytes, int]:

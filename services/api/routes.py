@@ -148,7 +148,7 @@ def _following(desk: Desk, streams: Streams, read: Handler, door: Door) -> Handl
     async def follow(request: Request) -> Response:
         if not wants_stream(request):
             return await read(request)
-        return streams.respond(request, desk.ready_source(), door.viewer(request))
+        return streams.respond(request, desk.ready_source(), door.viewer(request), lambda: door.rights(request))
 
     return follow
 

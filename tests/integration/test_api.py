@@ -243,9 +243,9 @@ class ApiProcess:
         assert got.status == 200, got
         return got
 
-    async def stream(self, *, last: int | None = None, query: str = "") -> EventStream:
+    async def stream(self, *, last: int | None = None, query: str = "", token: str = "") -> EventStream:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        seen = "" if last is None else f"Last-Event-ID: {last}\r\n"
+        seen = ("" if last is None else f"Last-Event-ID: {last}\r\n") + (f"Authorization: Bearer {token}\r\n" if token else "")
         writer.write(f"GET /v1/events{query} HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n{seen}\r\n".encode())
         head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), READY_S)
         assert b" 200 " in head.splitlines()[0], head
@@ -272,7 +272,7 @@ class EventStream:
 
     async def read_to_end(self) -> None:
         async with asyncio.timeout(READY_S):
-            while await self._reader.readline():
+            while await self._reader.readline() not in (b"", b"0\r\n"):  # cut off, or the last chunk
                 pass
 
     def close(self) -> None:
