@@ -235,7 +235,7 @@ def test_each_target_makes_a_job_of_its_own() -> None:
 
 
 def test_a_target_and_a_number_of_cards_must_not_contradict() -> None:
-    with pytest.raises(SpecError, match="the target names 1 cards"):
+    with pytest.raises(SpecError, match="the target names 1 card"):
         wishes(flag_layer({"target": ("rig-1::0",), "gpus": "2"}))
 
 
