@@ -17,7 +17,7 @@ KEPT = 10_000
 
 NEVER_SHOWN = ("output_token", "token_sha256", "wallet_signature", "text", "alias")
 """Names of live subjects, tokens and logins, and what members call each other: nobody needs them to know what happened."""
-PRIVATE = ("name", "labels", "program", "detail", "requirements", "variants")
+PRIVATE = ("name", "labels", "program", "detail", "requirements", "variants", "image_digest")
 """Of another party's job: that it is there, not what it is called, runs or says."""
 
 

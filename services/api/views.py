@@ -198,7 +198,9 @@ def shown_run(job: Job) -> Run | None:
 
 def without_secrets(view: JobView) -> JobView:
     """The same job for a stranger: that it is there and what it holds, not what it is called or what it says."""
-    return msgspec.structs.replace(view, name=None, labels={}, detail=None, buyer_alias=None, warning=None, using=None, usage=None)
+    return msgspec.structs.replace(
+        view, name=None, labels={}, detail=None, buyer_alias=None, image=None, image_digest=None, warning=None, using=None, usage=None
+    )
 
 
 def _alias(market: Market, org_id: str | None, wallet: str) -> str | None:

@@ -216,6 +216,12 @@ def test_a_stranger_sees_that_a_job_is_there_but_not_what_it_is() -> None:
     assert (None, {}, "running", 1) == (view["name"], view["labels"], view["state"], view["num_gpus"])
 
 
+def test_a_stranger_does_not_see_which_image_a_job_runs_in_as_its_events_do_not_say_it_either() -> None:
+    view = job_view(job_of(running().market), running().market)
+    shown = told(without_secrets(msgspec.structs.replace(view, image="registry.example/secret:1", image_digest="sha256:" + "a" * 64)))
+    assert (None, None) == (shown["image"], shown["image_digest"])
+
+
 # --- nodes ---
 
 
