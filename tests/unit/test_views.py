@@ -43,7 +43,7 @@ from events.wire import Beat, BeatCard, BeatLease, BeatView
 from projections.market import Market
 from services.api import access, paging, queries
 from services.api.event_feed import Entry, EventFeed, Owner, event_view
-from services.api.guard import names_this_machine
+from services.api.guard import host_name, names_this_machine
 from services.api.market_views import remembered, stats_view
 from services.api.paging import ByPrice, BySeq
 from services.api.problems import TROUBLES, ProblemFound, Trouble
@@ -466,7 +466,7 @@ def test_without_a_token_only_the_machine_s_own_owner_sees_everything() -> None:
     "host", ["127.0.0.1", "127.0.0.1:8420", "localhost", "LOCALHOST:1", "[::1]:8420", "[::1]", "::1", "127.9.9.9:80", "localhost."]
 )
 def test_names_of_this_machine_are_answered_to(host: str) -> None:
-    assert names_this_machine(host)
+    assert names_this_machine(host_name(host))
 
 
 @pytest.mark.parametrize(
@@ -485,7 +485,7 @@ def test_names_of_this_machine_are_answered_to(host: str) -> None:
     ],
 )
 def test_any_other_name_is_a_rebinding_attack(host: str) -> None:
-    assert not names_this_machine(host)
+    assert not names_this_machine(host_name(host))
 
 
 # --- questions ---
