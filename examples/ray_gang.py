@@ -22,8 +22,6 @@ RANKS = int(os.environ["BAZAAR_NNODES"])
 ADDRESS = f"{os.environ['BAZAAR_MASTER_ADDR']}:{os.environ['BAZAAR_MASTER_PORT']}"
 GPUS = len([uuid for uuid in os.environ["BAZAAR_GPU_UUIDS"].split(",") if uuid])
 PATIENCE_S = 600
-# A short path: Ray puts sockets below it. Every rank has its own, also where two nodes are one machine.
-FOLDER = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
 
 
 def start(*role: str) -> subprocess.Popen:
@@ -50,10 +48,10 @@ def where() -> str:
     return f"{ray.get_runtime_context().get_node_id()[:8]} with GPUs {os.environ.get('CUDA_VISIBLE_DEVICES') or 'none'}"
 
 
-def lead() -> None:
-    """Rank 0: wait for all others, run a task on each, end the cluster."""
+def lead(folder: str) -> None:
+    """Rank 0: wait for all others, run a task on each, end the cluster. `folder`: a short path, for Ray puts sockets below it."""
     host, _, port = ADDRESS.rpartition(":")
-    head = start("--head", f"--node-ip-address={host}", f"--port={port}", "--include-dashboard=false", f"--temp-dir={FOLDER}")
+    head = start("--head", f"--node-ip-address={host}", f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}")
     try:
         until = time.monotonic() + PATIENCE_S
         while True:
@@ -93,4 +91,8 @@ def follow() -> None:
     print(f"rank {RANK}: the cluster has ended", flush=True)
 
 
-lead() if RANK == 0 else follow()
+if RANK == 0:
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as short:
+        lead(short)
+else:
+    follow()

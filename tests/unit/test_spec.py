@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from buyer_cli.spec import Layer, SpecError, Wish, default_name, file_layer, flag_layer, merge, script_argv, submission, wishes
-from buyer_cli.spec_keys import KEYS
 from events import codec
 from events.market import Policy
 from events.quantities import Target
