@@ -5,6 +5,7 @@ Where an answer goes cannot be seen here (the account's import names its own rep
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated
 
 import msgspec
@@ -27,7 +28,8 @@ from services.api.why_endpoint import job_why
 
 log = structlog.get_logger("api")
 
-CONCURRENCY = 8
+CONCURRENCY, PER_WALLET = 32, 4
+"""Questions of one kind that are answered at once, and of one wallet: some wait for the ledger, and nobody is to wait for all others."""
 ANSWER_BYTES_MAX = 1 << 20
 
 _Name = Annotated[str, Meta(max_length=64)]
@@ -58,6 +60,7 @@ class Rpc:
     def __init__(self, connection: Connection, desk: Desk) -> None:
         self._connection = connection
         self._desk = desk
+        self._asking: Counter[str] = Counter()
 
     async def start(self) -> None:
         """Listen."""
@@ -106,6 +109,17 @@ class Rpc:
             await self._reply(message, await self._read(message.subject.rpartition(".")[2], message.data))
 
     async def _read(self, wallet: str, data: bytes) -> bytes:
+        if self._asking[wallet] >= PER_WALLET:
+            return ProblemFound(Refusal.RATE_LIMITED).body()
+        self._asking[wallet] += 1
+        try:
+            return await self._answer(wallet, data)
+        finally:
+            self._asking[wallet] -= 1
+            if not self._asking[wallet]:
+                del self._asking[wallet]
+
+    async def _answer(self, wallet: str, data: bytes) -> bytes:
         try:
             request = wire.decode(data, ReadRequest)
             endpoint, name = self._desk.find(request.path)
