@@ -177,9 +177,7 @@ def _node_name(given: str | None) -> str:
 @click.option("--keep-free", default="10GB", metavar="SIZE", help="With less room, images pulled for jobs are deleted. Default 10GB.")
 @click.option("--egress", is_flag=True, help="Let jobs reach the internet, and nothing else; as root, and only while that is proved.")
 @click.option("--egress-check", multiple=True, metavar="IP:PORT", help="What they must reach for that; repeat, one is enough.")
-@click.option(
-    "--address", metavar="ADDR", help="Where other nodes reach programs here, for gangs; by default the way to the market."
-)
+@click.option("--address", metavar="ADDR", help="Where other nodes reach programs here, for gangs; by default the way to the market.")
 @docker_host_option
 @simulate_option
 @click.option("--labels", multiple=True, metavar="K=V", help="Labels that jobs may ask for; repeat.")

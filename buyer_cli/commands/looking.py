@@ -11,9 +11,10 @@ import click
 from buyer_cli import render, render_nodes, render_usage
 from buyer_cli.api_reads import Api
 from buyer_cli.caller import Caller, command_flags
-from buyer_cli.complaint import USAGE, Complaint
+from buyer_cli.complaint import NOT_FOUND, USAGE, Complaint
 from buyer_cli.finding import find_job, find_node, my_address
 from buyer_cli.offer_filter import offer_query
+from buyer_cli.printable import printable
 from events.delegation import parse_address
 from events.wallet import Keystore
 
@@ -30,18 +31,37 @@ def now_ms() -> int:
 @click.option("--state", "states", multiple=True, type=click.Choice(STATES), help="Only this state; may be repeated.", metavar="STATE")
 @click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="Only with this label; may be repeated.")
 @click.option("--buyer", metavar="0x|NAME|all", help="Another wallet's jobs, as far as you may see them, or everybody's.")
+@click.option("--org", metavar="NAME|ID", help="Everybody's jobs for this organisation.")
 @click.option("-n", "--limit", type=click.IntRange(1, 10_000), default=None, help="At most so many.")
 @command_flags
-def ps(caller: Caller, everything: bool, states: tuple[str, ...], labels: tuple[str, ...], buyer: str | None, limit: int | None) -> None:
+def ps(
+    caller: Caller,
+    everything: bool,
+    states: tuple[str, ...],
+    labels: tuple[str, ...],
+    buyer: str | None,
+    org: str | None,
+    limit: int | None,
+) -> None:
     """My unfinished jobs, newest first."""
-    wanted = set(states) or (set() if everything else render.UNFINISHED)
-    query: dict[str, object] = {"buyer": _buyer(caller, buyer), "label": list(labels) or None, "state": sorted(wanted) or None}
-    jobs = Api(caller.settings).items("/v1/jobs", query, most=limit or 10_000)
+    wanted, api = set(states) or (set() if everything else render.UNFINISHED), Api(caller.settings)
+    query: dict[str, object] = {"label": list(labels) or None, "state": sorted(wanted) or None}
+    query |= {"org": None if org is None else _org(api, org), "buyer": None if org and not buyer else _buyer(caller, buyer)}
+    jobs = api.items("/v1/jobs", query, most=limit or 10_000)
     if caller.as_json:
         caller.terminal.emit(jobs)
         return
     empty = "no job" if everything or states else "no unfinished job; `bazaar ps -a` shows the others"
     caller.terminal.table(render.JOB_HEADERS, [render.job_row(job, now_ms()) for job in jobs], empty=empty)
+
+
+def _org(api: Api, asked: str) -> str:
+    """The id of an organisation that is named by its id or its name. Raises Complaint."""
+    found = [one for one in api.get("/v1/orgs")["items"] if asked in (one["id"], one["name"])]
+    if len(found) == 1:
+        return str(found[0]["id"])
+    why = f"{len(found)} are called so." if found else "None that you may see is called so."
+    raise Complaint("unknown_org", f"There is no organisation {printable(asked)}.", why, "bazaar org list", exit_code=NOT_FOUND)
 
 
 def _buyer(caller: Caller, asked: str | None) -> str | None:

@@ -21,6 +21,7 @@ import uvicorn
 from events.connection import Connection, ServiceKey
 from events.errors import BazaarError, LogUnavailable
 from events.nats_log import NatsLog
+from events.stepping import end_all
 from events.streams import ensure_streams
 from services.api import lines
 from services.api.asking import Source
@@ -201,8 +202,7 @@ async def _run(api: Api, listening: socket.socket, facing: Facing, until: asynci
     finally:
         api.streams.close()
         server.should_exit = True
-        stopped.cancel()
-        reading.cancel()
+        await end_all((stopped, reading))
         ends = await asyncio.gather(reading, serving, return_exceptions=True)
     for failure in ends:
         if isinstance(failure, ExceptionGroup):

@@ -39,6 +39,7 @@ def test_members_submit_for_their_organisation_and_a_token_shows_its_jobs_and_no
     told = market.job(ours)
     assert (lab, "Bob") == (told["org"], told["buyer_alias"])
 
+    assert [ours] == [job["id"] for job in market.bazaar("ps", "-a", "--org", "vision lab", "--json", *me).json]
     token = market.bazaar("token", "create", "wall", "--org", "vision lab", *me).stdout.strip()
     status, jobs = read(market, "/v1/jobs", token)
     assert (200, [ours]) == (status, [job["id"] for job in jobs["items"]])

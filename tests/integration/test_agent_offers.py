@@ -90,7 +90,9 @@ def test_plain_processes_are_offered_to_the_wallets_of_this_home_only() -> None:
     assert (Accept.OWN, (BUYER,)) == (offer.accept, offer.accept_wallets)
     assert (ids.node_id(SELLER, "node"), 8, 32_000, None) == (offer.node_id, offer.cores, offer.memory_mib, offer.default_image)
     assert offer == decode_event(encode_event(offer))
-    assert "node: 1x NVIDIA RTX 4090 (24.0 GiB), 0.35 USD per GPU-hour, own jobs and those of 1 more wallets of this home" in in_words(offer)
+    assert "node: 1x NVIDIA RTX 4090 (24.0 GiB), 0.35 USD per GPU-hour, own jobs and those of 1 more wallets of this home" in in_words(
+        offer
+    )
 
 
 def test_containers_are_offered_to_anyone() -> None:

@@ -17,7 +17,11 @@ def node_of(history: History) -> Node:
 def test_a_drain_outlives_a_restart_of_the_agent() -> None:
     history = History()
     history.happen(node_offered(), make(NodeDrained, reason="new cards", deadline_ms=5), make(NodeLost), node_offered())
-    assert (NodeState.DRAINING, "new cards", 5) == (node_of(history).state, node_of(history).drain_reason, node_of(history).drain_deadline_ms)
+    assert (NodeState.DRAINING, "new cards", 5) == (
+        node_of(history).state,
+        node_of(history).drain_reason,
+        node_of(history).drain_deadline_ms,
+    )
     history.happen(make(NodeResumed))
     assert (NodeState.OFFERED, "", None) == (node_of(history).state, node_of(history).drain_reason, node_of(history).drain_deadline_ms)
 
