@@ -36,7 +36,7 @@ from seller_agent.runners.runner import RunSpec, RunState, StopReason
 
 IMAGE = "bazaar-test:1"
 APPLETS = (
-    "cat chmod chroot dd df echo env false grep head id kill ls mkdir mknod mount nc printf readlink seq sh sleep stat "  # as many as tests need
+    "cat chmod chroot dd df echo env false grep head id kill ls mkdir mknod mount nc printf readlink seq sh sleep stat "
     "test touch tr true usleep wc yes"
 )
 
