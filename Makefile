@@ -4,6 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# Modules of tests that run at a time; most wait more than they compute. `make test WORKERS=0`: one after another.
+WORKERS ?= 4
+AT_ONCE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo up test check bench lock docs
@@ -21,13 +24,13 @@ up: $(INSTALLED) ## start the embedded market and stay in the foreground
 	@$(BIN)/bazaar-market up
 
 test: $(INSTALLED) ## every test this machine can run; says what it skipped and why
-	@$(BIN)/pytest -ra
+	@$(BIN)/pytest -ra $(AT_ONCE)
 
 check: $(INSTALLED) ## format, lint, types, fast tests
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
-	@$(BIN)/pytest -q tests/test_architecture.py tests/unit tests/property
+	@$(BIN)/pytest -q $(AT_ONCE) tests/test_architecture.py tests/unit tests/property
 
 bench: $(INSTALLED) ## measure, and print a table with the sync setting of every figure
 	@for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done

@@ -284,11 +284,14 @@ class MarketEnv:
 
     def _poll(self, condition: Callable[[], Any], timeout_s: float) -> bool:
         deadline = time.monotonic() + timeout_s
-        while not condition():
-            if time.monotonic() > deadline:
+        while True:
+            looked = time.monotonic()
+            if condition():
+                return True
+            now = time.monotonic()
+            if now > deadline:
                 return False
-            time.sleep(0.02)
-        return True
+            time.sleep(max(0.02, now - looked))  # a look may be a whole command: what is waited for needs the processor too
 
     def diagnosis(self) -> str:
         """The jobs as they stand, and the last words of everybody."""

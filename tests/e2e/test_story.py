@@ -36,9 +36,11 @@ def test_a_buyer_finds_a_node_runs_a_script_and_a_cheaper_seller_wins_the_next_j
     assert "" == market.bazaar("ps").stdout
     assert job["id"] in market.bazaar("ps", "-a").stdout
 
+    market.command("bazaar-market", "pause")
     detached = market.submit(train)
     following = market.run_on("bazaar", "logs", "-f", detached)
     assert "train.py" in market.bazaar("ps").stdout
+    market.command("bazaar-market", "resume")
     assert 0 == following.ended()
     assert ["epoch 0", "epoch 1", "epoch 2"] == following.lines[1:]
     market.bazaar("results", detached, "--to", "fetched")

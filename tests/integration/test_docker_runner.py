@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import signal
 import subprocess
@@ -410,12 +411,15 @@ async def test_a_guard_with_nothing_to_guard_ends_with_its_agent(home: Home) -> 
 
 
 async def test_reap_ends_what_is_over_when_no_guard_is_left(home: Home) -> None:
-    spec = home.spec(IGNORES_TERM, lease_until_boot_ms=guard_files.boot_ms() + 7_000, grace_s=1)
+    spec = home.spec(IGNORES_TERM, grace_s=1)
     agent = home.agent(spec, "running")
     pid = until(home.guard_pid, "the guard")
     os.kill(pid, signal.SIGKILL)
     kill(agent)
-    until(lambda: guard_files.boot_ms() > spec.lease_until_boot_ms, "the lease to be over")
+    file = home.folder / "guard" / f"{spec.key.name}.json"
+    watch = guard_files.read_watch(file)
+    assert watch is not None
+    guard_files.write_watch(file, dataclasses.replace(watch, lease_until_boot_ms=guard_files.boot_ms()))
     assert "running" == home.engine.state(container_name(spec.key))["Status"]
     subprocess.run([sys.executable, "-m", "seller_agent.runners.guard", "--reap", str(home.folder)], check=True)
     assert "exited" == home.engine.state(container_name(spec.key))["Status"]
