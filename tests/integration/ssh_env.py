@@ -100,7 +100,12 @@ class SshServer:
     def kill(self) -> None:
         """The server and every connection, as when the machine goes away."""
         assert self._process is not None
-        for pid in proc.with_descendants([self._process.pid], proc.processes()):
+        held: set[int] = set()
+        while fresh := set(proc.with_descendants([self._process.pid], proc.processes())) - held:
+            for pid in fresh:  # held still first, so that none begins another one unseen
+                proc.send_signal(pid, signal.SIGSTOP)
+            held |= fresh
+        for pid in held:
             proc.send_signal(pid, signal.SIGKILL)
         self._process.wait()
         self._process = None

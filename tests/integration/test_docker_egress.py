@@ -7,6 +7,7 @@ import contextlib
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -85,6 +86,8 @@ def seller(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     finally:
         new.agent.close()
         engine.close()
+        with contextlib.suppress(OSError, ValueError):
+            os.kill(int((new.home / "guard" / "guard.lock").read_text()), signal.SIGTERM)
 
 
 @pytest.fixture

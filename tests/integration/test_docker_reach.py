@@ -147,7 +147,9 @@ async def test_pipes_carry_stdin_to_its_end_and_the_exit_code_back(runner: Docke
     found = b""
     while data := await terminal.read(65536):
         found += data
-    assert b"\x00\x03\x04\xff binary\n" * 1000 + b"aside\n" == found
+    assert 1 == found.count(b"aside\n")
+    rest = found.replace(b"aside\n", b"")  # the engine carries two pipes, and promises no order between them
+    assert rest == b"\x00\x03\x04\xff binary\n" * 1000, f"{len(rest)} bytes"
     assert 9 == await terminal.exit_code()
     await terminal.close()
 

@@ -531,7 +531,8 @@ async def test_too_much_output_of_a_short_job_is_cut_as_well(bench: Bench) -> No
     program = "import sys; sys.stdout.write('o' * 300_000); sys.stderr.write('e' * 1000)"
     spec = bench.spec("python", "-c", program, output_limit_bytes=10_000)
     status = await bench.run(spec)
-    assert (StopReason.OUTPUT, 0) == (status.stop_reason, status.exit_code)
+    assert StopReason.OUTPUT is status.stop_reason
+    assert status.exit_code in (0, 143), "it had ended, or was ended at that moment"
     assert ("o" * 9000, "e" * 1000) == (output(spec), output(spec, "stderr"))
 
 

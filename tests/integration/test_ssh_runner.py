@@ -396,6 +396,7 @@ async def test_what_a_job_puts_in_a_files_place_costs_the_gate_neither_room_nor_
                 async with asyncio.timeout(20.0) as patience:
                     await fetch_file(client, str(remote), target, listed, fits=True)
             assert not patience.expired(), "it gave up by itself"
+            os.close(os.open(remote, os.O_WRONLY))  # the far side still waits for whoever writes into it
         else:
             assert not await fetch_file(client, str(remote), target, listed, fits=True)
     assert not os.path.lexists(target)
