@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from e2e.market_env import MarketEnv, market, own_market
+from e2e.market_env import TWO_CARDS, MarketEnv, market, opened_market, own_market
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 __all__ = ["market", "own_market"]  # fixtures
@@ -212,3 +213,26 @@ def test_a_page_lets_no_script_run_but_its_own(market: MarketEnv) -> None:
         assert "unsafe" not in policy and "default-src 'none'" in policy and "script-src 'self'" in policy
         assert 1 == len(answer.headers.get_all("content-security-policy"))
         assert b"<script>" not in answer.read()
+
+
+@pytest.fixture
+def guarded_market(tmp_path: Path) -> Iterator[MarketEnv]:
+    """A market whose API is meant for other machines, so that it asks everybody for a read token."""
+    yield from opened_market(tmp_path, *TWO_CARDS, "--public-host", "market.example")
+
+
+def test_where_tokens_are_required_the_page_asks_for_one_and_keeps_it_in_its_tab(browser: Browser, guarded_market: MarketEnv) -> None:
+    token = guarded_market.bazaar("token", "create", "wall").stdout.strip()
+    reader = Reader(browser, guarded_market)
+    reader.expected_away = True  # the refusals that make it ask
+    page = reader.page
+    page.goto(f"{guarded_market.api}/")
+    page.get_by_label("Read token").fill("a guess")
+    page.get_by_role("button", name="Look").click()
+    page.get_by_label("Read token").fill(token)
+    page.get_by_role("button", name="Look").click()
+    expect(page.get_by_role("heading", name="Machines")).to_be_visible()
+    expect(page.get_by_role("status")).to_have_text("live")
+    assert token == page.evaluate("sessionStorage.getItem('gpubazaar-token')")
+    assert token not in page.url and page.evaluate("localStorage.length === 0 && document.cookie === ''")
+    reader.close()
