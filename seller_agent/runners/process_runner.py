@@ -89,6 +89,17 @@ def check_words(spec: RunSpec) -> None:
         raise RunnerError("program_not_found", "the command or its environment is not valid Unicode: write it in UTF-8")
 
 
+def make_folders(spec: RunSpec) -> None:
+    """The run's own folders on this machine. Raises RunnerError."""
+    try:
+        for part in ("job", "out", "log", "tmp"):
+            os.makedirs(f"{spec.folder}/{part}", mode=0o700, exist_ok=True)
+    except OSError as failure:
+        reason = "disk_full" if failure.errno in (errno.ENOSPC, errno.EDQUOT) else "container_error"
+        why = f"cannot make the folders of the run: {failure.strerror}: free the disk or move the agent's home"
+        raise RunnerError(reason, why) from failure
+
+
 class ProcessRunner:
     """The runner of plain processes; every folder of a run lies directly under `root` and is named `key.name`."""
 
@@ -115,14 +126,7 @@ class ProcessRunner:
     async def prepare(self, spec: RunSpec, progress: Progress) -> None:
         """Make the run's folders and bring up the supervisor. Raises RunnerError."""
         self._check(spec)
-        try:
-            for part in ("job", "out", "log", "tmp"):
-                os.makedirs(f"{spec.folder}/{part}", mode=0o700, exist_ok=True)
-        except OSError as failure:
-            reason = "disk_full" if failure.errno in (errno.ENOSPC, errno.EDQUOT) else "container_error"
-            raise RunnerError(
-                reason, f"cannot make the folders of the run: {failure.strerror}: free the disk or move the agent's home"
-            ) from failure
+        make_folders(spec)
         await self._program(spec)
         await self._connected()
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import os
 import random
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ from typing import Any
 import msgspec
 import structlog
 
-from seller_agent.runners.process_runner import TRIES, ProcessRunner, check_words, environment_of, status_of
+from seller_agent.runners.process_runner import TRIES, ProcessRunner, check_words, environment_of, make_folders, status_of
 from seller_agent.runners.runner import Progress, RunKey, RunnerError, RunSpec, RunState, RunStatus, RunUse, Stream, Terminal
 from seller_agent.runners.ssh_errors import ForwardingRefused, HostAway, SshFailed
 from seller_agent.runners.ssh_files import fetch_tree, in_words, upload_tree
@@ -79,12 +78,7 @@ class SshRunner(ProcessRunner):
     async def prepare(self, spec: RunSpec, progress: Progress) -> None:
         """Make the folders here and there, and bring inputs and secrets. Raises RunnerError."""
         self._check(spec)
-        try:
-            for part in ("job", "out", "log", "tmp"):
-                os.makedirs(f"{spec.folder}/{part}", mode=0o700, exist_ok=True)
-        except OSError as failure:
-            reason = "disk_full" if failure.errno in (errno.ENOSPC, errno.EDQUOT) else "container_error"
-            raise RunnerError(reason, f"cannot make the folders of the run: {failure.strerror}") from failure
+        make_folders(spec)
         if (await self._ask({"do": "status", "name": spec.key.name})).run is not None:
             return
         progress("uploading")

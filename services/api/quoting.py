@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import msgspec
 
+from events.why import Step
 from events.wire import QuoteAnswer, QuoteOffer, QuoteRequest
 from services.api.access import Viewer
 from services.api.mirror import Mirror
 from services.matcher.quotes import quote
 
 
-class StepView(msgspec.Struct, frozen=True, kw_only=True):
-    """How many nodes are left after one more condition."""
-
-    condition: str
-    asked: str
-    nodes: int
-
-
 class QuoteView(msgspec.Struct, frozen=True, kw_only=True):
     """Who could run a job. The words are those of `rpc.quote`."""
 
-    steps: list[StepView]
+    steps: list[Step]
     offers: list[QuoteOffer]
     could_run: int
     free_now: int
@@ -46,7 +39,7 @@ def quoted(mirror: Mirror, request: QuoteRequest, viewer: Viewer, now_ms: int) -
 def quote_view(answer: QuoteAnswer) -> QuoteView:
     """The JSON of a quote."""
     return QuoteView(
-        steps=[StepView(condition=step.condition, asked=step.asked, nodes=step.nodes) for step in answer.steps],
+        steps=[Step(condition=step.condition, asked=step.asked, nodes=step.nodes) for step in answer.steps],
         offers=list(answer.offers),
         could_run=answer.could_run,
         free_now=answer.free_now,

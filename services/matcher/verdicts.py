@@ -141,18 +141,6 @@ def verdicts(ask: Ask, scene: Scene, nodes: Iterable[Node], keys: OfferKeys | No
     return Verdicts(asked, first)
 
 
-def verdict(ask: Ask, scene: Scene, node: Node) -> Condition | None:
-    """The first condition that one node does not meet, of those that the job has a word about."""
-    return next(
-        (
-            condition
-            for condition in CONDITIONS
-            if condition.name != LIMIT and condition.asked(ask) and not condition.passes(ask, node, scene)
-        ),
-        None,
-    )
-
-
 def _fast(condition: Condition) -> Callable[[Ask, Node, Scene], bool]:
     return _is_free if condition.name == "free" else condition.passes
 
