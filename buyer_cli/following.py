@@ -78,7 +78,8 @@ class Follower:
                     return now
                 await self._tell_why(now)
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._moved.wait(), self._look_s(now))
+                    async with asyncio.timeout(self._look_s(now)):
+                        await self._moved.wait()
         finally:
             await self._listen("")
 

@@ -104,7 +104,8 @@ class Reach:
         """Whether the other end is there: it opens the stream, or, asked for one, at least says a word."""
         for _ in range(TRIES):
             with suppress(TimeoutError):
-                await asyncio.wait_for(end.settled.wait(), SILENT_S / TRIES)
+                async with asyncio.timeout(SILENT_S / TRIES):
+                    await end.settled.wait()
                 return True
             if tunnel.silent_s < SILENT_S / TRIES:
                 return True  # it lives; what is dialled takes its time

@@ -140,7 +140,8 @@ class NatsClient(Client):
     async def round_trip(self, timeout_s: float) -> None:
         """Return when the broker has taken everything written so far. Raises MarketUnreachable."""
         try:
-            await asyncio.wait_for(self.flush(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self.flush()
         except (TimeoutError, nats_errors.Error, OSError) as error:
             raise MarketUnreachable(why=f"no answer to a ping ({str(error) or 'timed out'})", hint=HINT) from None
 
@@ -153,11 +154,13 @@ class NatsClient(Client):
         """Close, whatever state it is in, and leave no socket."""
         self.ended = True
         with suppress(Exception):
-            await asyncio.wait_for(self.close(), CLOSE_TIMEOUT_S)
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await self.close()
         if self._transport is not None:
             self._transport.close()  # type: ignore[no-untyped-call]
             with suppress(Exception):
-                await asyncio.wait_for(self._transport.wait_closed(), CLOSE_TIMEOUT_S)  # type: ignore[no-untyped-call]
+                async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                    await self._transport.wait_closed()  # type: ignore[no-untyped-call]
 
 
 class Subscription:

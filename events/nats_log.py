@@ -122,7 +122,8 @@ class _Follower:
     async def _wait(self) -> None:
         self._woken.clear()
         try:
-            await asyncio.wait_for(self._woken.wait(), HEARTBEAT_S)
+            async with asyncio.timeout(HEARTBEAT_S):
+                await self._woken.wait()
         except TimeoutError:
             return  # the caller sees whether the consumer still lives
 

@@ -391,7 +391,8 @@ async def _answered(connection: Connection, opening: str, hello: bytes, answer: 
     while True:
         await connection.publish(opening, hello)
         with suppress(TimeoutError):
-            return await asyncio.wait_for(asyncio.shield(answer), min(again_s, max(0.001, until - loop.time())))
+            async with asyncio.timeout(min(again_s, max(0.001, until - loop.time()))):
+                return await asyncio.shield(answer)
         if loop.time() >= until:
             raise NodeSilent(
                 why=f"no answer within {timeout_s:g} s: the node is away, or the job has just ended",

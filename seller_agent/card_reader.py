@@ -101,7 +101,8 @@ class CardReader:
 
         self._calls.put(call)
         try:
-            return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(future)), self._timeout_s)
+            async with asyncio.timeout(self._timeout_s):
+                return await asyncio.shield(asyncio.wrap_future(future))
         except TimeoutError:
             raise CardsHung(f"The graphics driver has not answered for {self._timeout_s:g} s.") from None
 

@@ -155,7 +155,8 @@ class Watcher:
         while (left_s := begun_s + self._period_s - asyncio.get_running_loop().time()) > 0:
             self._sooner.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._sooner.wait(), left_s)
+                async with asyncio.timeout(left_s):
+                    await self._sooner.wait()
 
     def extend(self, attempt: Attempt) -> None:
         """Tell the runner how long the run may take now."""

@@ -122,7 +122,8 @@ class ProcessTerminal:
                 if not signal_session(self._process.pid, number):
                     break
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._session_gone(), HANGUP_S)
+                    async with asyncio.timeout(HANGUP_S):
+                        await self._session_gone()
         finally:
             for descriptor in {self._reading, self._writing} - {-1}:
                 self._loop.remove_reader(descriptor)

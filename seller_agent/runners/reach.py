@@ -83,7 +83,8 @@ async def dial_socket(folder: str, name: str) -> SocketStream:
 async def _connected(made: socket.socket, address: tuple[str, int] | str) -> socket.socket:
     try:
         made.setblocking(False)
-        await asyncio.wait_for(asyncio.get_running_loop().sock_connect(made, address), DIAL_S)
+        async with asyncio.timeout(DIAL_S):
+            await asyncio.get_running_loop().sock_connect(made, address)
         if made.family != socket.AF_UNIX:
             made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     except BaseException:

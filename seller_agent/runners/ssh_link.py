@@ -67,7 +67,8 @@ async def open_link(host: Host, runs: str, idle_s: float, listener: Listener) ->
     _PUMPING.add(pumping)
     pumping.add_done_callback(_PUMPING.discard)
     try:
-        spoken = await asyncio.wait_for(link.greeting, HELLO_MAX_S)
+        async with asyncio.timeout(HELLO_MAX_S):
+            spoken = await link.greeting
     except (LinkLost, TimeoutError):
         await link.close()
         raise HostAway(why=f"The supervisor on {host.name} does not greet.") from None

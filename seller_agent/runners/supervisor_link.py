@@ -187,7 +187,8 @@ async def dial(state: Path, listener: Listener) -> Link | None:
         os.close(folder)
     _, link = await asyncio.get_running_loop().create_unix_connection(lambda: Link(listener), sock=connection)
     try:
-        spoken = await asyncio.wait_for(link.greeting, HELLO_MAX_S)
+        async with asyncio.timeout(HELLO_MAX_S):
+            spoken = await link.greeting
     except (LinkLost, TimeoutError):
         await link.close()
         return None
@@ -212,7 +213,8 @@ async def launch(root: Path, idle_s: float) -> None:
             *command, stdin=DEVNULL, stdout=DEVNULL, stderr=log, start_new_session=True, env=environment, cwd="/"
         )
     try:
-        code = await asyncio.wait_for(process.wait(), STARTING_MAX_S)
+        async with asyncio.timeout(STARTING_MAX_S):
+            code = await process.wait()
     except TimeoutError:
         process.kill()
         await process.wait()

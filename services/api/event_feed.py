@@ -112,6 +112,7 @@ class EventFeed:
         """Return when more have come, or after that time."""
         bell = self._bell
         try:
-            await asyncio.wait_for(bell.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await bell.wait()
         except TimeoutError:
             return

@@ -170,7 +170,8 @@ class Mirror:
         entry = (seq, waiter)
         self._waiters.append(entry)
         try:
-            await asyncio.wait_for(waiter, timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await waiter
         except TimeoutError:
             pass
         finally:
