@@ -25,8 +25,8 @@ from seller_agent.card_reader import CardReader, CardsHung
 from seller_agent.cards import CardTelemetry, Inventory, Vendor
 from seller_agent.doctor_rules import Finding
 from seller_agent.machine import size
+from seller_agent.runners.docker_asking import ask
 from seller_agent.runners.docker_host import socket_of
-from seller_agent.runners.guard import ask
 from seller_agent.runners.runner import RunnerError
 
 ANSWER_S = 5.0

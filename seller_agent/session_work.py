@@ -17,27 +17,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from events.files import FILES_MAX, MANIFEST_BYTES_MAX, LocalFile
-from seller_agent.workspace import Collected, Walk
+from seller_agent.workspace import SKIPPED, Collected, Walk
 
-SKIPPED = frozenset(
-    {
-        "bazaar.sock",
-        ".cache",
-        ".conda",
-        ".config",
-        ".ipynb_checkpoints",
-        ".ipython",
-        ".jupyter",
-        ".local",
-        ".npm",
-        ".nv",
-        ".triton",
-        ".venv",
-        "__pycache__",
-        "node_modules",
-    }
-)
-"""Names of what can be made again, wherever they lie."""
 ENTRIES_MAX = 10 * FILES_MAX
 GLANCE_MAX = 2000
 ENTRY_BYTES = 90

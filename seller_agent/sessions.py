@@ -17,10 +17,10 @@ import msgspec
 from events.jobs import JobSubmitted
 from events.reasons import Reason
 from events.values import JobKind
+from seller_agent.workspace import SESSION_FILE
 
 SOCKET = "bazaar.sock"
 """In the run's working directory. Its name is relative everywhere, because a socket's whole path may be 107 bytes long only."""
-FILE = "session.json"
 FOR_EVER = ("sleep", "2147483647")
 """A container without a command is there for those who connect."""
 
@@ -86,7 +86,7 @@ def access_to(folder: str, order: JobSubmitted) -> Access:
         return known
     access = new_access(order)
     Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(f"{folder}/{FILE}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(f"{folder}/{SESSION_FILE}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with open(descriptor, "wb") as file:
         file.write(msgspec.json.encode(access))
     return access
@@ -95,7 +95,7 @@ def access_to(folder: str, order: JobSubmitted) -> Access:
 def read_access(folder: str) -> Access | None:
     """What `access_to` decided; None when this is no session."""
     with contextlib.suppress(OSError, msgspec.MsgspecError, ValueError):
-        return msgspec.json.decode(Path(folder, FILE).read_bytes(), type=Access)
+        return msgspec.json.decode(Path(folder, SESSION_FILE).read_bytes(), type=Access)
     return None
 
 

@@ -19,6 +19,27 @@ from events.values import BlobRef
 
 LEAF_FOLDERS = ["job", "log", "out", "tmp"]
 SPARES_MAX = 256
+SESSION_FILE = "session.json"
+"""Beside the folders of a run that is a session."""
+SKIPPED = frozenset(
+    {
+        "bazaar.sock",
+        ".cache",
+        ".conda",
+        ".config",
+        ".ipynb_checkpoints",
+        ".ipython",
+        ".jupyter",
+        ".local",
+        ".npm",
+        ".nv",
+        ".triton",
+        ".venv",
+        "__pycache__",
+        "node_modules",
+    }
+)
+"""Names of what can be made again, wherever they lie."""
 
 
 class Collected(NamedTuple):

@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 
 from events.images import full_name
-from seller_agent.runners.docker_logs import EngineStream, Follower, StreamFailed
-from seller_agent.runners.guard import quoted
+from seller_agent.runners.docker_asking import quoted
+from seller_agent.runners.docker_streams import EngineStream, Follower, StreamFailed
 from seller_agent.runners.registry_logins import Login
 from seller_agent.runners.runner import RunnerError
 

@@ -18,13 +18,13 @@ from seller_agent.runners import docker_profile as profile
 from seller_agent.runners.docker_egress import INTERNET, Egress
 from seller_agent.runners.docker_host import DEFAULT_SOCKET
 from seller_agent.runners.docker_images import Registry
-from seller_agent.runners.docker_logs import Follower
 from seller_agent.runners.docker_outcome import classify_failure
 from seller_agent.runners.docker_profile import Host
 from seller_agent.runners.docker_reach import DockerReach
 from seller_agent.runners.docker_runs import Dropped, Runs
 from seller_agent.runners.docker_sdk import SdkEngine
 from seller_agent.runners.docker_store import ImageStore, ImageTerms, Wish
+from seller_agent.runners.docker_streams import Follower
 from seller_agent.runners.runner import Progress, RunKey, RunnerError, RunSpec, RunState, RunStatus, RunUse, StopReason, Stream, Terminal
 
 THREADS = 32

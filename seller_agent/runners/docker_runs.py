@@ -17,11 +17,12 @@ import msgspec
 from seller_agent.runners import docker_profile as profile
 from seller_agent.runners import guard_files
 from seller_agent.runners.docker_host import container_pid, daemon_started_unix_ms
-from seller_agent.runners.docker_logs import EngineStream, Follower, LogSink, StreamFailed, logs_target
+from seller_agent.runners.docker_logs import LogSink, logs_target
 from seller_agent.runners.docker_outcome import RunRecord, Sight, parse_time_ms, status_of, vanished
 from seller_agent.runners.docker_profile import Host
 from seller_agent.runners.docker_records import open_folders, read_exit, read_record, read_tail, write_exit, write_record
 from seller_agent.runners.docker_store import ImageHere, ImageStore, Wish
+from seller_agent.runners.docker_streams import EngineStream, Follower, StreamFailed
 from seller_agent.runners.docker_use import use_of
 from seller_agent.runners.docker_watches import Watches
 from seller_agent.runners.guard_files import StopRecord

@@ -18,7 +18,7 @@ import structlog
 
 from events.images import allowed, full_name, repository
 from seller_agent.runners import guard_files
-from seller_agent.runners.docker_logs import Follower
+from seller_agent.runners.docker_streams import Follower
 from seller_agent.runners.docker_warm import ImageUse, UseTable
 from seller_agent.runners.registry_logins import Login, read_logins, registry_of
 from seller_agent.runners.runner import RunnerError

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from seller_agent.runners.guard import ask, quoted
+from seller_agent.runners.docker_asking import ask, quoted
 from seller_agent.runners.guard_files import Watch, process_start_ticks
 from seller_agent.runners.runner import RunUse
 

@@ -2,7 +2,8 @@
 
 One small detached process per agent home. The Docker runner writes one file per run (see `guard_files`) into a folder; the guard reads
 them, talks to the Docker socket by itself, and ends when there is nothing left to guard: a minute later while an agent lives, else at once.
-It imports the standard library and `guard_files` only, so that nothing else can break it; it must not start, remove or judge anything.
+It imports the standard library, `guard_files` and `docker_asking` only, so that nothing else can break it; it must not start, remove or
+judge anything.
 `python -m seller_agent.runners.guard --reap DIR` does one round and ends, for a timer.
 """
 
@@ -15,14 +16,12 @@ import http.client
 import json
 import os
 import signal
-import socket
 import sys
 import time
-import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from seller_agent.runners.docker_asking import ask, quoted
 from seller_agent.runners.guard_files import (
     CONFIG_NAME,
     DEADLINE_LABEL,
@@ -42,8 +41,6 @@ from seller_agent.runners.guard_files import (
 )
 
 TICK_S = 0.5
-ANSWER_S = 2.0
-"""How long Docker may take to answer the guard before it is treated as away."""
 IDLE_EXIT_MS = 60_000
 """While an agent lives its next run is likely, and starting a guard for it costs time."""
 ALONE_EXIT_MS = 1_000
@@ -61,31 +58,6 @@ class Round:
     active: int
     stopping: int
     unreachable: int
-
-
-class _SocketConnection(http.client.HTTPConnection):
-    def __init__(self, path: str) -> None:
-        super().__init__("docker", timeout=ANSWER_S)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
-
-
-def ask(socket_path: str, method: str, target: str) -> tuple[int, Any]:
-    """One request to Docker: status and decoded body. Raises OSError or HTTPException when it does not answer."""
-    with contextlib.closing(_SocketConnection(socket_path)) as connection:
-        connection.request(method, target)
-        response = connection.getresponse()
-        body = response.read()
-    return response.status, json.loads(body) if body.startswith((b"{", b"[")) else None
-
-
-def quoted(text: str) -> str:
-    """Safe inside a request's path or query."""
-    return urllib.parse.quote(text, safe="")
 
 
 def container_state(socket_path: str, container: str) -> str:

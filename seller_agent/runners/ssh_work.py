@@ -17,8 +17,7 @@ from seller_agent.runners.runner import RunnerError
 from seller_agent.runners.ssh_errors import SshFailed
 from seller_agent.runners.ssh_files import TOGETHER, TOO_LARGE_BYTES, Wanted, all_or_none, fetch_file, in_words, listing
 from seller_agent.runners.ssh_host import Host
-from seller_agent.session_work import SKIPPED
-from seller_agent.sessions import FILE
+from seller_agent.workspace import SESSION_FILE, SKIPPED
 
 log = structlog.get_logger("seller.ssh")
 
@@ -43,7 +42,7 @@ class Works:
 
     def is_session(self, name: str) -> bool:
         """By what the agent keeps beside a session's files."""
-        return (self._local / name / FILE).exists()
+        return (self._local / name / SESSION_FILE).exists()
 
     def follow(self, name: str) -> None:
         """From now on, and until it is fetched for good, the work comes every minute."""

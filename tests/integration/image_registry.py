@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 from integration.docker_engine import Engine, until
 
+from seller_agent.runners.docker_asking import quoted
 from seller_agent.runners.docker_images import split_image
-from seller_agent.runners.docker_logs import EngineStream
-from seller_agent.runners.guard import quoted
+from seller_agent.runners.docker_streams import EngineStream
 from seller_agent.runners.registry_logins import Login
 
 LOGIN = Login(user="buyer", password="open sesame")

@@ -19,7 +19,8 @@ from events.jobs import JobCancelRequested, JobSubmitted, SessionCloseRequested
 from events.reasons import Reason, Refusal
 from events.values import JobKind, Program, Requirements
 from seller_agent.session_keeping import SAVE_EVERY_VARIABLE, Times
-from seller_agent.sessions import FILE, SOCKET, read_access
+from seller_agent.sessions import SOCKET, read_access
+from seller_agent.workspace import SESSION_FILE
 
 __all__ = ["a_market", "some_nodes", "world"]  # the fixtures
 
@@ -35,7 +36,7 @@ async def test_a_session_is_ready_when_it_answers_and_leaves_its_work_when_it_is
     assert job.run is not None and job.run.ready_ms >= job.run.started_ms > 0
     folder = agent.folder_of(job_id)
     assert stat.S_ISSOCK((folder / "job" / SOCKET).stat().st_mode)
-    assert 0o600 == (folder / FILE).stat().st_mode & 0o777
+    assert 0o600 == (folder / SESSION_FILE).stat().st_mode & 0o777
     (folder / "job" / "notes.txt").write_text("after")
     await close(nodes, job_id)
     job = await nodes.state(job_id, "succeeded")
@@ -56,7 +57,7 @@ async def test_the_token_is_told_to_the_program_and_to_nobody_else(nodes: NodeWo
     assert not [command for command in commands if access.token.encode() in command]
     assert access.token.encode() not in (agent.folder / "journal.db").read_bytes() + (agent.folder / "journal.db-wal").read_bytes()
     held = [path for path in nodes.home.rglob("*") if path.is_file() and access.token.encode() in path.read_bytes()]
-    assert [folder / FILE] == held
+    assert [folder / SESSION_FILE] == held
     await close(nodes, job_id)
     await nodes.state(job_id, "succeeded")
 

@@ -20,12 +20,13 @@ from integration.docker_engine import IMAGE, Engine, Registry, engine, registry,
 from integration.docker_home import FAR_MS, Home, home, kill, output, quiet, run, runner
 
 from seller_agent.runners import docker_runner, guard_files
-from seller_agent.runners.docker_logs import EngineStream, logs_target
+from seller_agent.runners.docker_logs import logs_target
 from seller_agent.runners.docker_outcome import parse_time_ms
 from seller_agent.runners.docker_profile import container_name
 from seller_agent.runners.docker_runner import DockerRunner
 from seller_agent.runners.docker_sdk import SdkEngine
 from seller_agent.runners.docker_store import ImageTerms
+from seller_agent.runners.docker_streams import EngineStream
 from seller_agent.runners.runner import RunCard, RunnerError, RunSpec, RunState, RunStatus, StopReason
 
 __all__ = ["engine", "home", "registry", "runner"]  # fixtures
