@@ -124,6 +124,7 @@ class Refusal(StrEnum):
     RATE_LIMITED = "rate_limited"
     QUOTA_EXCEEDED = "quota_exceeded"
     QUEUE_FULL = "queue_full"
+    TOO_MANY = "too_many"
     NOT_YOURS = "not_yours"
     NOT_A_MEMBER = "not_a_member"
     UNKNOWN_JOB = "unknown_job"
@@ -196,6 +197,13 @@ REFUSALS: dict[Refusal, RefusalRow] = {
         429,
         5,
         True,
+    ),
+    Refusal.TOO_MANY: RefusalRow(
+        "There are as many of these as one wallet or organisation may have.",
+        "The market remembers each of them, so their number is bounded.",
+        "Use one that is there, or end one that is not needed: `bazaar token revoke`, `bazaar org remove`.",
+        403,
+        5,
     ),
     Refusal.NOT_YOURS: RefusalRow("This belongs to another wallet.", "Only its owner may do that.", "Check --wallet.", 403, 4),
     Refusal.NOT_A_MEMBER: RefusalRow(

@@ -1,6 +1,8 @@
 """Who is who: session keys with their numbers, organisations, read tokens. Nothing outside this file changes them.
 
-The last 256 outcomes of a key are kept, so that a message sent twice is answered twice alike; that bounds a client's window.
+The last 256 outcomes of a key are kept, so that a message sent twice is answered twice alike; that bounds a client's window. What a wallet
+may have of each is bounded where its events are admitted (`services/matcher/admission.py`); what is long over is forgotten here, by the
+time of the ledger, once a wallet has that many.
 """
 
 from __future__ import annotations
@@ -19,6 +21,18 @@ from events.reasons import Refusal
 from events.values import OrgRole, Role
 
 OUTCOMES_KEPT = 256
+ORGS_MAX = 32
+"""Organisations that one wallet may found. None ever ends."""
+MEMBERS_MAX = 1_000
+"""Members of one organisation."""
+NODES_MAX = 10_000
+"""Nodes that one wallet may offer, under names of its own; a withdrawn one is remembered."""
+TOKENS_MAX = 100
+"""Read tokens of one wallet that are good; as many are remembered."""
+KEYS_MAX = 1_000
+"""Session keys of one wallet that are remembered."""
+KEY_KEPT_MS = 30 * 86_400_000
+"""A key is remembered for so long after it expired: the end of a run that it claimed is still taken from it."""
 
 KeptOutcome = tuple[bytes, int, Refusal | None]
 """(event hash, ledger sequence or 0, refusal or None)."""
@@ -56,12 +70,55 @@ class ReadToken(msgspec.Struct, kw_only=True, omit_defaults=True):
     revoked: bool = False
 
 
+class Holdings(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What is remembered of one wallet, oldest first."""
+
+    keys: list[bytes] = []
+    tokens: list[str] = []
+    orgs: int = 0
+    """Organisations that it has founded."""
+    nodes: int = 0
+    """Nodes that it has ever offered, by name."""
+
+
 class Identity(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Everybody the market knows."""
 
     keys: dict[bytes, SessionKey] = {}
     orgs: dict[str, Organisation] = {}
     tokens: dict[str, ReadToken] = {}
+    held: dict[str, Holdings] = {}
+    """Wallet -> what is remembered of it."""
+
+
+def holdings_of(identity: Identity, wallet: str) -> Holdings:
+    """What is remembered of a wallet; nothing, when it is not known."""
+    return identity.held.get(wallet) or Holdings()
+
+
+def _held(identity: Identity, wallet: str) -> Holdings:
+    return identity.held.setdefault(wallet, Holdings())
+
+
+def may_have_another_key(identity: Identity, wallet: str, now_ms: int) -> bool:
+    """Whether one more session key of the wallet is remembered, be it in the place of one that is past."""
+    keys = holdings_of(identity, wallet).keys
+    return len(keys) < KEYS_MAX or any(_is_past(identity.keys[key], now_ms) for key in keys)
+
+
+def may_have_another_token(identity: Identity, wallet: str, now_ms: int) -> bool:
+    """The same for a read token."""
+    tokens = holdings_of(identity, wallet).tokens
+    return len(tokens) < TOKENS_MAX or not all(_is_good(identity.tokens[token], now_ms) for token in tokens)
+
+
+def _is_past(key: SessionKey, now_ms: int) -> bool:
+    """A revoked key stays until it expires: who has its delegation could bring it again."""
+    return key.expires_ms + KEY_KEPT_MS <= now_ms
+
+
+def _is_good(token: ReadToken, now_ms: int) -> bool:
+    return not token.revoked and token.expires_ms > now_ms
 
 
 def authorise(identity: Identity, event: SessionKeyAuthorised, wallet: str, now_ms: int) -> Refusal | None:
@@ -69,6 +126,12 @@ def authorise(identity: Identity, event: SessionKeyAuthorised, wallet: str, now_
     key = bytes.fromhex(event.key)
     if key in identity.keys:
         return Refusal.ILLEGAL_IN_STATE
+    held = _held(identity, wallet)
+    if len(held.keys) >= KEYS_MAX:
+        for past in [old for old in held.keys if _is_past(identity.keys[old], now_ms)]:
+            del identity.keys[past]
+        held.keys = [old for old in held.keys if old in identity.keys]
+    held.keys.append(key)
     identity.keys[key] = SessionKey(wallet=wallet, role=event.role, authorised_ms=now_ms, expires_ms=event.expires_ms)
     return None
 
@@ -100,8 +163,14 @@ def found(identity: Identity, event: OrganisationCreated, sender: str, now_ms: i
     """A new organisation, owned by who founded it."""
     if event.org_id in identity.orgs:
         return Refusal.ILLEGAL_IN_STATE
+    _held(identity, sender).orgs += 1
     identity.orgs[event.org_id] = Organisation(name=event.name, created_ms=now_ms, members={sender: OrgRole.OWNER})
     return None
+
+
+def count_node(identity: Identity, wallet: str) -> None:
+    """The wallet offers a node that was not there before."""
+    _held(identity, wallet).nodes += 1
 
 
 def change_member(identity: Identity, event: MemberAdded | MemberRoleChanged | MemberRemoved, sender: str) -> Refusal | None:
@@ -135,6 +204,12 @@ def issue_token(identity: Identity, event: ReadTokenIssued, sender: str, now_ms:
         return Refusal.ILLEGAL_IN_STATE
     if event.org_id is not None and sender not in identity.orgs.get(event.org_id, Organisation(name="", created_ms=0)).members:
         return Refusal.NOT_A_MEMBER
+    held = _held(identity, sender)
+    if len(held.tokens) >= TOKENS_MAX:
+        for over in [old for old in held.tokens if not _is_good(identity.tokens[old], now_ms)]:
+            del identity.tokens[over]
+        held.tokens = [old for old in held.tokens if old in identity.tokens]
+    held.tokens.append(event.token_sha256)
     identity.tokens[event.token_sha256] = ReadToken(
         wallet=sender, name=event.name, issued_ms=now_ms, expires_ms=event.expires_ms, org_id=event.org_id
     )

@@ -27,6 +27,8 @@ def offered(market: Market, record: Record) -> Handled:
     uuids = {card.uuid for card in event.cards}
     if len(uuids) != len(event.cards) or len({card.index for card in event.cards}) != len(event.cards):
         return Refusal.INVALID_REQUIREMENT
+    if event.node_id not in market.nodes:
+        identity.count_node(market.identity, record.sender)
     node = nodes.offer(market.nodes.get(event.node_id), event, record.sender, record.seq, record.time_ms)
     market.nodes[event.node_id] = node
     touch(node, record)

@@ -12,7 +12,7 @@ import msgspec
 from events.codec import HOSTILE_DECODE_ERRORS
 from projections.market import Market
 
-FOLD_VERSION = 2
+FOLD_VERSION = 3
 """Raised whenever any fold changes what it makes of the same events."""
 
 _encoder = msgspec.msgpack.Encoder()

@@ -29,6 +29,7 @@ from projections.identity import SessionKey
 from projections.job_states import HELD
 from projections.market import Market
 from projections.parties import worst_uusd
+from services.matcher.bounds import too_many
 from services.matcher.draft import Draft
 from services.matcher.limits import money_left, priority_max
 from services.matcher.policies import POLICIES
@@ -65,6 +66,7 @@ RECORDED = frozenset(
         Refusal.MALFORMED,
         Refusal.QUOTA_EXCEEDED,
         Refusal.QUEUE_FULL,
+        Refusal.TOO_MANY,
         Refusal.NOT_YOURS,
         Refusal.NOT_A_MEMBER,
         Refusal.UNKNOWN_JOB,
@@ -258,6 +260,9 @@ def _problem_of(draft: Draft, piece: Piece) -> tuple[Problem | None, Event | Non
         problem = check(draft.market, piece.wallet, event)
         if problem is not None:
             return problem, None
+    told = too_many(draft.market, piece.wallet, event)
+    if told:
+        return Problem(Refusal.TOO_MANY, told), None
     record = Record(draft.market.last_seq + 1, draft.now_ms, event, piece.wallet, piece.key, piece.number, piece.hash)
     refusal = draft.admit(record, piece.body, piece.place)
     return (None, event) if refusal is None else (Problem(refusal), None)

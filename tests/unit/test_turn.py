@@ -12,7 +12,8 @@ from nacl.signing import SigningKey
 from events.codec import decode_event, encode_batch, encode_event
 from events.envelope import seal
 from events.fact import Event
-from events.ids import node_id
+from events.identity import OrganisationCreated
+from events.ids import node_id, org_id
 from events.jobs import (
     AttemptEvent,
     GpusReleased,
@@ -36,6 +37,7 @@ from events.values import Role
 from events.wallet import KeySigner
 from events.wire import Beat, BeatAnswer, BeatLease, LiveFrame, Outcome
 from projections import snapshot
+from projections.identity import ORGS_MAX
 from projections.job_states import JobState
 from projections.market import Market
 from services.follower import Follower
@@ -318,6 +320,17 @@ def test_a_wallets_queue_is_limited_and_the_refusal_says_so(trade: Trade) -> Non
         world.turn(*[buyer.say(job_submitted(f"j{number}")) for number in range(start, min(start + 50, 101))])
     assert Refusal.QUEUE_FULL is world.outcomes(buyer)[-1].reason
     assert 100 == len(world.market.jobs)
+
+
+def test_one_organisation_too_many_is_refused_in_the_ledger_and_the_next_event_goes_on(trade: Trade) -> None:
+    world, buyer = trade.world, trade.buyer
+    names = [f"org {number}" for number in range(ORGS_MAX + 1)]
+    world.turn(*(buyer.say(make(OrganisationCreated, org_id=org_id(buyer.wallet, name), name=name)) for name in names))
+    assert ORGS_MAX == len(world.market.identity.orgs)
+    last = world.outcomes(buyer)[-1]
+    assert (Refusal.TOO_MANY, "32 organisations" in last.detail, True) == (last.reason, True, last.seq > 0)
+    world.turn(buyer.say(job_submitted()))
+    assert JobState.QUEUED is world.state()
 
 
 @pytest.mark.parametrize(
