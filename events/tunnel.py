@@ -388,14 +388,13 @@ async def _answered(connection: Connection, opening: str, hello: bytes, answer: 
     """The answer to a hello, said again while there is none: the node may be just starting to listen."""
     loop = asyncio.get_running_loop()
     until, again_s = loop.time() + timeout_s, HELLO_AGAIN_S
-    while True:
+    while not answer.done():
         await connection.publish(opening, hello)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(min(again_s, max(0.001, until - loop.time()))):
-                return await asyncio.shield(answer)
-        if loop.time() >= until:
+        await asyncio.wait({answer}, timeout=min(again_s, max(0.001, until - loop.time())))
+        if not answer.done() and loop.time() >= until:
             raise NodeSilent(
                 why=f"no answer within {timeout_s:g} s: the node is away, or the job has just ended",
                 hint="look with `bazaar show`, then try again",
             )
         again_s = min(2 * again_s, HELLO_AGAIN_S_MAX)
+    return answer.result()
