@@ -21,11 +21,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from seller_agent.runners import guard_files
-from seller_agent.runners.docker_host import socket_of
-from seller_agent.runners.docker_profile import container_name
-from seller_agent.runners.docker_runner import DockerRunner
-from seller_agent.runners.docker_sdk import SdkEngine
+from seller_agent.runners.docker_engine.daemon.host import socket_of
+from seller_agent.runners.docker_engine.guard import files as guard_files
+from seller_agent.runners.docker_engine.profile import container_name
+from seller_agent.runners.docker_engine.runner import DockerRunner
+from seller_agent.runners.docker_engine.sdk import SdkEngine
 from seller_agent.runners.runner import RunKey, RunnerError, RunSpec, StopReason, run_folder
 
 LIMIT_MS = 20.0

@@ -34,9 +34,9 @@ from events.connection import Connection, ServiceKey
 from events.session import make_session
 from events.values import Role
 from events.wallet import KeySigner
-from seller_agent.attempts import Attempt, Run, Standing
+from seller_agent.attempts.attempt import Attempt, Run, Standing
 from seller_agent.runners.reach import dial_port
-from seller_agent.tunnels import Tunnels
+from seller_agent.sessions.tunnels import Tunnels
 from services import broker, market_keys
 from services.callout import Callout, verifier
 

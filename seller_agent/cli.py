@@ -117,8 +117,8 @@ def _explain(error: Exception) -> int:
 def _exit_code(error: Exception) -> int:
     from events.errors import IdentityError, MarketUnreachable, Refused
     from events.reasons import REFUSALS
-    from seller_agent.offers import OfferError
-    from seller_agent.owned_nodes import NoSuchNode
+    from seller_agent.owner.nodes import NoSuchNode
+    from seller_agent.owner.offers import OfferError
 
     if isinstance(error, MarketUnreachable):
         return EXIT_UNREACHABLE
@@ -152,7 +152,7 @@ def _await(work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
 
 
 def _node_name(given: str | None) -> str:
-    from seller_agent.offers import node_name
+    from seller_agent.owner.offers import node_name
 
     return node_name(given, socket.gethostname())
 
@@ -193,9 +193,9 @@ def run(**given: Any) -> None:
         raise click.UsageError("--runner ssh and --hosts FILE go together.")
     from events.log_setup import configure
     from events.values import Accept
-    from seller_agent import starting
-    from seller_agent.containers import ContainerTerms, parse_image, parse_patterns, parse_places, parse_room
-    from seller_agent.offers import Terms, parse_address, parse_indices, parse_labels, parse_price
+    from seller_agent.node import starting
+    from seller_agent.node.containers import ContainerTerms, parse_image, parse_patterns, parse_places, parse_room
+    from seller_agent.owner.offers import Terms, parse_address, parse_indices, parse_labels, parse_price
 
     terms = Terms(
         name=_node_name(given["name"]),
@@ -225,7 +225,7 @@ def run(**given: Any) -> None:
     settings = _settings(given["market"], given["wallet"])
     configure(settings.home, f"seller-{terms.name}", level=given["log_level"], as_json=given["log_json"])
     if given["runner"] == "ssh":
-        from seller_agent.ssh_nodes import run_hosts
+        from seller_agent.node.ssh_nodes import run_hosts
 
         _await(lambda: run_hosts(settings, options, given["hosts"], _say))
         return

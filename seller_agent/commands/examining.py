@@ -11,12 +11,12 @@ import msgspec
 
 from events.home import resolve
 from events.naming import cards_in_words
-from seller_agent.card_health import CardJudge
-from seller_agent.card_reader import CardReader, CardsHung
-from seller_agent.cards import CardTelemetry, DetectedCard, Inventory
+from seller_agent.cards.card import CardTelemetry, DetectedCard, Inventory
+from seller_agent.cards.health import CardJudge
+from seller_agent.cards.machine import offered_card, simulated_cards, size
+from seller_agent.cards.reader import CardReader, CardsHung
 from seller_agent.commands.options import plain, run_async, say
-from seller_agent.doctor import examine
-from seller_agent.machine import offered_card, simulated_cards, size
+from seller_agent.doctor.examination import examine
 
 EXIT_FAILURE = 1
 HEADERS = ("INDEX", "MODEL", "VRAM", "STATE", "USE", "MEMORY", "TEMP", "POWER", "PROGRAMS", "PCI", "UUID")

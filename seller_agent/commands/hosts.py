@@ -11,10 +11,10 @@ import click
 
 from events.errors import BazaarError
 from seller_agent.commands.options import plain
-from seller_agent.runners.ssh_connection import Access, open_access
-from seller_agent.runners.ssh_host import Host
-from seller_agent.runners.ssh_hosts import HostEntry, Hosts, read_hosts
-from seller_agent.ssh_nodes import cards_of
+from seller_agent.node.ssh_nodes import cards_of
+from seller_agent.runners.ssh.connection import Access, open_access
+from seller_agent.runners.ssh.host import Host
+from seller_agent.runners.ssh.hosts import HostEntry, Hosts, read_hosts
 
 
 @click.command()

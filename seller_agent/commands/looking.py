@@ -9,12 +9,12 @@ import click
 from msgspec.structs import asdict
 
 from events.quantities import BadValue
-from seller_agent.accounts import earnings as sums
-from seller_agent.asking import jobs_of, market_ms, open_for
 from seller_agent.commands.options import found, node_options, plain, run_async
-from seller_agent.moments import clock_text, moment_ms, span_text
-from seller_agent.node_state import node_jobs, node_status
-from seller_agent.offers import OfferError, price_text
+from seller_agent.owner.accounts import earnings as sums
+from seller_agent.owner.asking import jobs_of, market_ms, open_for
+from seller_agent.owner.moments import clock_text, moment_ms, span_text
+from seller_agent.owner.offers import OfferError, price_text
+from seller_agent.owner.state import node_jobs, node_status
 
 EXIT_UNREACHABLE = 6
 CLOCK_OFF_MS = 5_000

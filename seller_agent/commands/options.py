@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from events.home import Settings, resolve
-from seller_agent.owned_nodes import OwnedNode, choose_node
+from seller_agent.owner.nodes import OwnedNode, choose_node
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])

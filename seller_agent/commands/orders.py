@@ -13,11 +13,11 @@ from events.home import Settings
 from events.nodes import NodeDrained, NodeMaintenancePlanned, NodeRepriced, NodeResumed, NodeWithdrawn
 from events.quantities import BadValue, duration_s
 from events.reasons import Refusal
-from seller_agent.asking import market_ms, order
 from seller_agent.commands.options import found, node_options, run_async, tell
-from seller_agent.moments import EXAMPLE, clock_text, moment_ms
-from seller_agent.offers import OfferError, parse_price, price_text
-from seller_agent.owned_nodes import OwnedNode
+from seller_agent.owner.asking import market_ms, order
+from seller_agent.owner.moments import EXAMPLE, clock_text, moment_ms
+from seller_agent.owner.nodes import OwnedNode
+from seller_agent.owner.offers import OfferError, parse_price, price_text
 
 _REASON = re.compile(r"[A-Za-z0-9 ._@+,:-]{0,100}", re.ASCII)
 

@@ -10,9 +10,9 @@ from msgspec import to_builtins
 
 from events.home import resolve
 from seller_agent.commands.options import plain, say
-from seller_agent.moments import span_text
-from seller_agent.owned_nodes import NoSuchNode, node_names
-from seller_agent.reaping import Found, reap_node
+from seller_agent.owner.moments import span_text
+from seller_agent.owner.nodes import NoSuchNode, node_names
+from seller_agent.runs.reaping import Found, reap_node
 
 
 @click.command()

@@ -15,8 +15,8 @@ import click
 from events.errors import BazaarError
 from events.home import VARIABLES, private_folder, resolve
 from seller_agent.commands.options import say
-from seller_agent.offers import node_name
-from seller_agent.systemd_units import Service, is_changed, unit_name, units
+from seller_agent.owner.offers import node_name
+from seller_agent.owner.systemd_units import Service, is_changed, unit_name, units
 
 KEPT = ("market", "api", "wallet", "passphrase_file")
 """Settings whose variables, set now, the service gets as well."""

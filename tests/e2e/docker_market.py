@@ -59,7 +59,7 @@ class DockerMarket(MarketEnv):
                     words = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
                 except OSError:
                     continue
-                if "seller_agent.runners.guard" in words and str(self.home) in words:
+                if "seller_agent.runners.docker_engine.guard.guard" in words and str(self.home) in words:
                     found[int(entry.name)] = words
         return found
 

@@ -29,9 +29,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from seller_agent.runners.docker_asking import ask
-from seller_agent.runners.docker_runner import DockerRunner
-from seller_agent.runners.guard_files import stop_path
+from seller_agent.runners.docker_engine.daemon.asking import ask
+from seller_agent.runners.docker_engine.guard.files import stop_path
+from seller_agent.runners.docker_engine.runner import DockerRunner
 from seller_agent.runners.runner import RunSpec, RunState, StopReason
 
 IMAGE = "bazaar-test:1"

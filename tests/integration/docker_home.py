@@ -17,8 +17,8 @@ import pytest
 from integration import docker_engine
 from integration.docker_engine import IMAGE, Engine
 
-from seller_agent.runners import guard_files
-from seller_agent.runners.docker_runner import DockerRunner
+from seller_agent.runners.docker_engine.guard import files as guard_files
+from seller_agent.runners.docker_engine.runner import DockerRunner
 from seller_agent.runners.runner import RunKey, RunSpec, RunStatus, run_folder
 
 FAR_MS = 3_600_000

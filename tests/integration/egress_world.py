@@ -19,8 +19,8 @@ import msgspec
 import pytest
 import structlog
 
-from seller_agent.runners import docker_firewall
-from seller_agent.runners.docker_runner import DockerRunner
+from seller_agent.runners.docker_engine.egress import firewall as docker_firewall
+from seller_agent.runners.docker_engine.runner import DockerRunner
 from seller_agent.runners.runner import RunnerError, RunSpec
 
 INTERNET, LAN, FAR_LAN, METADATA, SELLER = "203.0.113.7", "198.51.100.2", "10.9.9.9", "169.254.169.254", "198.51.100.1"

@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 from integration.docker_engine import Engine, until
 
-from seller_agent.runners.docker_asking import quoted
-from seller_agent.runners.docker_images import split_image
-from seller_agent.runners.docker_streams import EngineStream
-from seller_agent.runners.registry_logins import Login
+from seller_agent.runners.docker_engine.daemon.asking import quoted
+from seller_agent.runners.docker_engine.daemon.streams import EngineStream
+from seller_agent.runners.docker_engine.images.logins import Login
+from seller_agent.runners.docker_engine.images.pulling import split_image
 
 LOGIN = Login(user="buyer", password="open sesame")
 HTPASSWD = "buyer:$2y$05$abcdefghijklmnopqrstuupx2xBUC4954936wVIjyyPHmUBFu0wCW\n"

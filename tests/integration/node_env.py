@@ -20,11 +20,11 @@ from events.nodes import NodeOffered
 from events.session import Session
 from events.values import Isolation, Program, Requirements, Role
 from projections.jobs import Job
-from seller_agent.agent import Agent
-from seller_agent.beats import NodeIdentity
-from seller_agent.machine import CardWatch, boot_id, offered_card, simulated_cards
-from seller_agent.offers import Terms, make_offer
-from seller_agent.runners.process_runner import ProcessRunner
+from seller_agent.cards.machine import CardWatch, boot_id, offered_card, simulated_cards
+from seller_agent.node.agent import Agent
+from seller_agent.node.beats import NodeIdentity
+from seller_agent.owner.offers import Terms, make_offer
+from seller_agent.runners.process.runner import ProcessRunner
 from seller_agent.runners.runner import Runner
 from services import gateway
 from services.market_keys import load_sealing_key

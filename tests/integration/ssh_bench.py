@@ -16,21 +16,21 @@ import pytest_asyncio
 from integration.ssh_env import SshWorld, opened_world
 from integration.test_process_runner import REPOSITORY, Bench, eventually, supervisors
 
-from seller_agent.runners import proc
-from seller_agent.runners.process_runner import key_of
+from seller_agent.runners.process.runner import key_of
+from seller_agent.runners.process.supervisor import proc
 from seller_agent.runners.runner import RunKey, RunSpec, StopReason
-from seller_agent.runners.ssh_connection import Access
-from seller_agent.runners.ssh_runner import SshRunner
+from seller_agent.runners.ssh.connection import Access
+from seller_agent.runners.ssh.runner import SshRunner
 
 AGENT = """
 import asyncio, sys
 from pathlib import Path
 import msgspec
 from seller_agent.runners.runner import RunSpec
-from seller_agent.runners.ssh_connection import open_access
-from seller_agent.runners.ssh_host import Host
-from seller_agent.runners.ssh_hosts import parse_hosts
-from seller_agent.runners.ssh_runner import SshRunner
+from seller_agent.runners.ssh.connection import open_access
+from seller_agent.runners.ssh.host import Host
+from seller_agent.runners.ssh.hosts import parse_hosts
+from seller_agent.runners.ssh.runner import SshRunner
 
 async def main():
     root, text, specs, verbs = Path(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]

@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
-from seller_agent.runners import proc
-from seller_agent.runners.ssh_connection import Access, open_access
-from seller_agent.runners.ssh_host import Host
-from seller_agent.runners.ssh_hosts import Hosts, parse_hosts
+from seller_agent.runners.process.supervisor import proc
+from seller_agent.runners.ssh.connection import Access, open_access
+from seller_agent.runners.ssh.host import Host
+from seller_agent.runners.ssh.hosts import Hosts, parse_hosts
 
 READY_S = 20.0
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")

@@ -16,7 +16,7 @@ from events.files import LocalFile, get_files, put_files
 from events.jobs import JobCancelRequested
 from events.reasons import Reason
 from projections.nodes import NodeState
-from seller_agent import saving
+from seller_agent.runs import saving
 
 __all__ = ["a_market", "some_nodes", "world"]  # the fixtures
 
@@ -137,7 +137,7 @@ async def test_an_agent_that_leaves_gives_its_jobs_back(nodes: NodeWorld) -> Non
 
 
 async def test_a_second_agent_for_the_same_node_gives_way(nodes: NodeWorld, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("seller_agent.agent.OTHER_AGENT_S", 0.0)
+    monkeypatch.setattr("seller_agent.node.agent.OTHER_AGENT_S", 0.0)
     first = await nodes.agent()
     second = await nodes.twin(first)
     assert second.task is not None
@@ -175,7 +175,7 @@ async def test_an_input_that_is_gone_fails_the_job_for_nobodys_money(nodes: Node
 
 
 async def test_a_wallet_that_is_made_later_is_taken_too(nodes: NodeWorld, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("seller_agent.agent.WALLETS_LOOK_S", 0.05)
+    monkeypatch.setattr("seller_agent.node.agent.WALLETS_LOOK_S", 0.05)
     agent = await nodes.agent()
     later = "0x" + "ab" * 20
     agent.own_wallets.append(later)

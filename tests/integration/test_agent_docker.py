@@ -14,7 +14,7 @@ from events.files import LocalFile, get_files, put_files
 from events.jobs import JobCancelRequested
 from events.reasons import Reason
 from events.values import Isolation
-from seller_agent.runners.docker_runner import DockerRunner
+from seller_agent.runners.docker_engine.runner import DockerRunner
 from seller_agent.runners.runner import Runner
 
 __all__ = ["a_market", "engine", "some_nodes", "world"]  # the fixtures

@@ -114,7 +114,7 @@ async def test_inputs_that_the_disk_does_not_hold_send_the_job_elsewhere(nodes: 
 async def test_a_second_agent_with_the_same_delegation_on_another_machine_gives_way(
     nodes: NodeWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("seller_agent.agent.OTHER_AGENT_S", 0.0)
+    monkeypatch.setattr("seller_agent.node.agent.OTHER_AGENT_S", 0.0)
     first = await nodes.agent()
     running = await nodes.submit("sleep", "600")
     await nodes.state(running, "running")

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from builders import BUYER, job_id, job_submitted
 
-from seller_agent.attempts import Attempt, Run, Standing, Stop
-from seller_agent.journal import Journal, JournalError, Leases
+from seller_agent.attempts.attempt import Attempt, Run, Standing, Stop
+from seller_agent.attempts.journal import Journal, JournalError, Leases
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -88,8 +88,8 @@ import asyncio, os, sys
 sys.path[:0] = [sys.argv[2], sys.argv[2] + "/tests"]
 from pathlib import Path
 from integration.test_agent_journal import attempt
-from seller_agent.attempts import Stop
-from seller_agent.journal import Journal
+from seller_agent.attempts.attempt import Stop
+from seller_agent.attempts.journal import Journal
 
 async def main():
     journal = Journal(Path(sys.argv[1]))

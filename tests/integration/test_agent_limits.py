@@ -15,7 +15,7 @@ from integration.session_env import close, fetched, open_session
 from events.market import MarketCreated, Policy
 from events.reasons import Reason
 from events.values import JobKind
-from seller_agent.session_keeping import SAVE_EVERY_VARIABLE
+from seller_agent.sessions.keeping import SAVE_EVERY_VARIABLE
 
 __all__ = ["world"]  # the fixture
 
@@ -32,9 +32,9 @@ class StrictMarket(MarketWorld):
 
 @pytest.fixture
 async def nodes(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[NodeWorld]:
-    monkeypatch.setattr("seller_agent.beats.PERIOD_S", 0.5)
-    monkeypatch.setattr("seller_agent.preparing.GRACE_S", 1)
-    monkeypatch.setattr("seller_agent.hands.GRACE_S", 1)
+    monkeypatch.setattr("seller_agent.node.beats.PERIOD_S", 0.5)
+    monkeypatch.setattr("seller_agent.runs.preparing.GRACE_S", 1)
+    monkeypatch.setattr("seller_agent.runs.hands.GRACE_S", 1)
     market = StrictMarket(world, tmp_path / "home")
     await market.start_matcher()
     made = NodeWorld(market, tmp_path / "home")
@@ -102,7 +102,7 @@ async def test_a_node_that_was_lost_reconciles_and_offers_again(nodes: NodeWorld
     assert matcher.memory is not None
     matcher.memory.patient_until_ms = 0  # it has heard of everybody
     before = matcher.market.nodes[agent.node_id].offered_seq
-    monkeypatch.setattr("seller_agent.beats.PERIOD_S", 600.0)
+    monkeypatch.setattr("seller_agent.node.beats.PERIOD_S", 600.0)
     await until(lambda: matcher.market.nodes[agent.node_id].offered_seq > before, "lost, and offered again", 3 * LEASE_S)
     job_id = await nodes.submit("true")
     await nodes.state(job_id, "succeeded")

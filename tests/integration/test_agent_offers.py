@@ -8,7 +8,7 @@ from builders import BUYER, SELLER, card, wallet
 from events import ids
 from events.codec import decode_event, encode_event
 from events.values import Accept, Isolation
-from seller_agent.offers import (
+from seller_agent.owner.offers import (
     OfferError,
     Terms,
     cards_offered,

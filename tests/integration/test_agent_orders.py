@@ -116,7 +116,7 @@ async def test_an_owner_whose_clock_is_an_hour_wrong_is_served_all_the_same(
 ) -> None:
     """Drains and windows are kept by the market's clock, leases and limits by durations."""
     wrong = SimpleNamespace(time=lambda: time.time() + ahead_ms / 1000)
-    for module in ("events.sender", "events.market_client", "seller_agent.steering"):
+    for module in ("events.sender", "events.market_client", "seller_agent.node.steering"):
         monkeypatch.setattr(f"{module}.time", wrong)
     nodes.session = make_session(signer(SELLER), MARKET_ID, Role.SELLER, now_ms=now_ms() + ahead_ms)
     agent = await nodes.agent()

@@ -41,9 +41,9 @@ class ShortLeases(MarketWorld):
 
 @pytest.fixture
 async def nodes(request: pytest.FixtureRequest, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[NodeWorld]:
-    monkeypatch.setattr("seller_agent.beats.PERIOD_S", 0.5)
-    monkeypatch.setattr("seller_agent.preparing.GRACE_S", 1)
-    monkeypatch.setattr("seller_agent.saving.SAVE_BEFORE_END_S", 0.3)
+    monkeypatch.setattr("seller_agent.node.beats.PERIOD_S", 0.5)
+    monkeypatch.setattr("seller_agent.runs.preparing.GRACE_S", 1)
+    monkeypatch.setattr("seller_agent.runs.saving.SAVE_BEFORE_END_S", 0.3)
     market = ShortLeases(world, tmp_path / "home")
     market.lease_s = getattr(request, "param", LEASE_S)
     await market.start_matcher()

@@ -21,8 +21,8 @@ from events.files import put_bytes
 from events.reasons import Reason
 from events.sealing import Secrets
 from events.values import Program
-from seller_agent.reaping import reap_node
-from seller_agent.secret_files import SecretFiles
+from seller_agent.runs.reaping import reap_node
+from seller_agent.runs.secret_files import SecretFiles
 
 __all__ = ["a_market", "engine", "some_nodes", "world"]  # the fixtures
 

@@ -18,9 +18,9 @@ from events.files import LocalFile, put_files
 from events.jobs import JobCancelRequested, JobSubmitted, SessionCloseRequested
 from events.reasons import Reason, Refusal
 from events.values import JobKind, Program, Requirements
-from seller_agent.session_keeping import SAVE_EVERY_VARIABLE, Times
-from seller_agent.sessions import SOCKET, read_access
-from seller_agent.workspace import SESSION_FILE
+from seller_agent.runners.workspace import SESSION_FILE
+from seller_agent.sessions.keeping import SAVE_EVERY_VARIABLE, Times
+from seller_agent.sessions.session import SOCKET, read_access
 
 __all__ = ["a_market", "some_nodes", "world"]  # the fixtures
 

@@ -16,7 +16,7 @@ from events.reasons import Reason
 from events.values import Program, RunUsage
 from events.wire import BeatView, decode
 from projections.jobs import Job
-from seller_agent.agent import Agent
+from seller_agent.node.agent import Agent
 
 __all__ = ["a_market", "some_nodes", "world"]  # the fixtures
 
@@ -83,7 +83,7 @@ async def test_a_job_that_uses_its_cards_too_little_is_ended_and_a_busy_one_is_n
 
 async def test_too_much_gpu_memory_ends_the_job(nodes: NodeWorld, warnings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A simulated card's memory is the main memory of its run."""
-    monkeypatch.setattr("seller_agent.watching.MEMORY_NOTICE_MS", 2000)
+    monkeypatch.setattr("seller_agent.runs.watching.MEMORY_NOTICE_MS", 2000)
     await nodes.agent()
     hungry = "import time; held = bytearray(300 << 20); held[::4096] = b'x' * len(held[::4096]); time.sleep(600)"
     job_id = await nodes.submit("python", "-c", hungry, gpu_memory_limit_mib=200)

@@ -13,9 +13,9 @@ from builders import BUYER, job_id, job_submitted
 from events.errors import MarketUnreachable
 from events.files import blob_ref, encode_manifest
 from events.wire import Failure, OutputAnswer, OutputFrame
-from seller_agent import workspace
-from seller_agent.attempts import Attempt
-from seller_agent.shipping import FRAME_BYTES, GatewayRefused, Spool, output_sha256
+from seller_agent.attempts.attempt import Attempt
+from seller_agent.runners import workspace
+from seller_agent.runs.shipping import FRAME_BYTES, GatewayRefused, Spool, output_sha256
 
 MB = 1 << 20
 

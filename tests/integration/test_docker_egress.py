@@ -20,10 +20,12 @@ import pytest
 from integration.docker_engine import IMAGE, Engine, root_file_system, until, why_no_engine
 from integration.egress_world import FAR_LAN, INTERNET, LAN, METADATA, PORT, SELLER, Agent, World
 
-from seller_agent.runners import docker_egress, docker_firewall, guard_files
-from seller_agent.runners.docker_egress import Egress, EgressRefused
-from seller_agent.runners.docker_firewall import closed_networks
-from seller_agent.runners.docker_sdk import SdkEngine
+from seller_agent.runners.docker_engine.egress import firewall as docker_firewall
+from seller_agent.runners.docker_engine.egress import network as docker_egress
+from seller_agent.runners.docker_engine.egress.firewall import closed_networks
+from seller_agent.runners.docker_engine.egress.network import Egress, EgressRefused
+from seller_agent.runners.docker_engine.guard import files as guard_files
+from seller_agent.runners.docker_engine.sdk import SdkEngine
 from seller_agent.runners.runner import RunKey, RunSpec, run_folder
 
 pytestmark = pytest.mark.timeout(120)

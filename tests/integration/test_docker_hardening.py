@@ -17,11 +17,11 @@ import pytest
 from integration.docker_engine import IMAGE, Engine, engine, root_file_system
 from integration.docker_home import Home, output, run
 
-from seller_agent.runners import docker_profile as profile
-from seller_agent.runners.docker_logs import logs_target
-from seller_agent.runners.docker_sdk import SdkEngine
-from seller_agent.runners.docker_store import canonical
-from seller_agent.runners.docker_streams import EngineStream
+from seller_agent.runners.docker_engine import profile
+from seller_agent.runners.docker_engine.daemon.streams import EngineStream
+from seller_agent.runners.docker_engine.images.store import canonical
+from seller_agent.runners.docker_engine.logs import logs_target
+from seller_agent.runners.docker_engine.sdk import SdkEngine
 from seller_agent.runners.runner import RunSpec
 
 __all__ = ["engine"]

@@ -15,9 +15,9 @@ from integration.docker_engine import IMAGE, Engine, engine, root_file_system
 from integration.docker_home import Home, home, output, quiet, run
 from integration.image_registry import LOGIN, ImageRegistry, Silence, closed_registry, open_registry
 
-from seller_agent.runners import docker_store
-from seller_agent.runners.docker_runner import DockerRunner
-from seller_agent.runners.docker_store import ImageTerms
+from seller_agent.runners.docker_engine.images import store as docker_store
+from seller_agent.runners.docker_engine.images.store import ImageTerms
+from seller_agent.runners.docker_engine.runner import DockerRunner
 from seller_agent.runners.runner import RunnerError, RunSpec
 
 __all__ = ["closed_registry", "engine", "home", "open_registry"]

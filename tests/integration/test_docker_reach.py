@@ -15,9 +15,9 @@ from integration.broker_env import until
 from integration.docker_engine import engine
 from integration.docker_home import Home, home, quiet, runner
 
-from seller_agent.runners.docker_profile import container_name
-from seller_agent.runners.docker_reach import KILL_MARKED, DockerReach
-from seller_agent.runners.docker_runner import DockerRunner
+from seller_agent.runners.docker_engine.profile import container_name
+from seller_agent.runners.docker_engine.reach import KILL_MARKED, DockerReach
+from seller_agent.runners.docker_engine.runner import DockerRunner
 from seller_agent.runners.reach import dial_socket
 from seller_agent.runners.runner import RunnerError, RunSpec, StopReason, Stream, Terminal
 

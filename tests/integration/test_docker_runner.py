@@ -19,14 +19,15 @@ from integration import docker_engine
 from integration.docker_engine import IMAGE, Engine, Registry, engine, registry, root_file_system, until
 from integration.docker_home import FAR_MS, Home, home, kill, output, quiet, run, runner
 
-from seller_agent.runners import docker_runner, guard_files
-from seller_agent.runners.docker_logs import logs_target
-from seller_agent.runners.docker_outcome import parse_time_ms
-from seller_agent.runners.docker_profile import container_name
-from seller_agent.runners.docker_runner import DockerRunner
-from seller_agent.runners.docker_sdk import SdkEngine
-from seller_agent.runners.docker_store import ImageTerms
-from seller_agent.runners.docker_streams import EngineStream
+from seller_agent.runners.docker_engine import runner as docker_runner
+from seller_agent.runners.docker_engine.daemon.streams import EngineStream
+from seller_agent.runners.docker_engine.guard import files as guard_files
+from seller_agent.runners.docker_engine.images.store import ImageTerms
+from seller_agent.runners.docker_engine.logs import logs_target
+from seller_agent.runners.docker_engine.outcome import parse_time_ms
+from seller_agent.runners.docker_engine.profile import container_name
+from seller_agent.runners.docker_engine.runner import DockerRunner
+from seller_agent.runners.docker_engine.sdk import SdkEngine
 from seller_agent.runners.runner import RunCard, RunnerError, RunSpec, RunState, RunStatus, StopReason
 
 __all__ = ["engine", "home", "registry", "runner"]  # fixtures
@@ -422,7 +423,7 @@ async def test_reap_ends_what_is_over_when_no_guard_is_left(home: Home) -> None:
     assert watch is not None
     guard_files.write_watch(file, dataclasses.replace(watch, lease_until_boot_ms=guard_files.boot_ms()))
     assert "running" == home.engine.state(container_name(spec.key))["Status"]
-    subprocess.run([sys.executable, "-m", "seller_agent.runners.guard", "--reap", str(home.folder)], check=True)
+    subprocess.run([sys.executable, "-m", "seller_agent.runners.docker_engine.guard.guard", "--reap", str(home.folder)], check=True)
     assert "exited" == home.engine.state(container_name(spec.key))["Status"]
     assert "lease" == stop_reason_of(spec)
 
@@ -437,7 +438,7 @@ async def test_reap_ends_a_container_that_nobody_watches_any_more(home: Home, ru
     SdkEngine(home.engine.socket, 1).create(name, {"Image": IMAGE, "Cmd": ["sleep", "1000"], "Labels": labels})
     home.engine.ask("POST", f"/containers/{name}/start")
     watch.unlink()
-    subprocess.run([sys.executable, "-m", "seller_agent.runners.guard", "--reap", str(home.folder)], check=True)
+    subprocess.run([sys.executable, "-m", "seller_agent.runners.docker_engine.guard.guard", "--reap", str(home.folder)], check=True)
     until(lambda: home.engine.state(name)["Status"] == "exited", "the stray's end", 20)
 
 

@@ -17,9 +17,9 @@ from integration.test_agent_docker import ContainerAgent
 
 from events.jobs import JobExtended
 from events.reasons import Reason
-from seller_agent.runners import docker_use
-from seller_agent.runners.docker_runner import DockerRunner
-from seller_agent.runners.guard_files import read_watch
+from seller_agent.runners.docker_engine import use as docker_use
+from seller_agent.runners.docker_engine.guard.files import read_watch
+from seller_agent.runners.docker_engine.runner import DockerRunner
 from seller_agent.runners.runner import RunSpec, RunState, RunUse, StopReason
 
 __all__ = ["a_market", "engine", "home", "runner", "some_nodes", "world"]  # the fixtures

@@ -21,7 +21,9 @@ __all__ = ["a_market", "library", "some_nodes", "world"]  # the fixtures
 
 QUICK = """
 import sys
-from seller_agent import cli, machine, watching
+from seller_agent import cli
+from seller_agent.cards import machine
+from seller_agent.runs import watching
 machine.LOOK_S, watching.MEMORY_NOTICE_MS = 0.3, 2000
 sys.argv = ["bazaar-seller", *sys.argv[1:]]
 cli.main()

@@ -19,8 +19,8 @@ HERE = Path(__file__).parent
 PRELUDE = """
 import asyncio, pathlib, sys
 import msgspec
-from seller_agent.card_reader import CardReader, CardsHung
-from seller_agent.gpus import Nvml, inventory, telemetry
+from seller_agent.cards.reader import CardReader, CardsHung
+from seller_agent.cards.nvidia import Nvml, inventory, telemetry
 state = pathlib.Path(sys.argv[1])
 def say(value):
     print(msgspec.json.encode(value).decode())
@@ -240,7 +240,9 @@ def test_a_watched_card_is_let_only_while_it_is_well_and_nobody_else_uses_it(mac
         "count 2\n",
         """
 import structlog
-from seller_agent import card_health, card_reader, machine
+from seller_agent.cards import health as card_health
+from seller_agent.cards import reader as card_reader
+from seller_agent.cards import machine
 structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
 machine.LOOK_S, machine.HUNG_MS, card_reader.TIMEOUT_S = 0.01, 100, 0.1
 card_health.FOREIGN_MS = card_health.CLEAN_MS = 50

@@ -18,8 +18,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from seller_agent.runners import proc
-from seller_agent.runners.process_runner import ProcessRunner
+from seller_agent.runners.process.runner import ProcessRunner
+from seller_agent.runners.process.supervisor import proc
 from seller_agent.runners.runner import RunCard, RunKey, RunnerError, RunSpec, RunState, RunStatus, StopReason
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -67,7 +67,7 @@ AGENT = """
 import asyncio, sys
 from pathlib import Path
 import msgspec
-from seller_agent.runners.process_runner import ProcessRunner
+from seller_agent.runners.process.runner import ProcessRunner
 from seller_agent.runners.runner import RunSpec
 
 async def main():

@@ -16,13 +16,14 @@ from integration.ssh_env import SshWorld, new_key, opened_world
 from integration.test_gpus import library
 from integration.test_process_runner import IGNORE_TERM, eventually, is_running, output, printed_pid
 
-from seller_agent.runners import proc, ssh_files
+from seller_agent.node.ssh_nodes import HostSilent, HostWatch, cards_of
+from seller_agent.runners.process.supervisor import proc
 from seller_agent.runners.runner import RunCard, RunSpec, RunState, StopReason
-from seller_agent.runners.ssh_connection import Access
-from seller_agent.runners.ssh_errors import HostAway, HostKeyWrong, LoginRefused, SshFailed
-from seller_agent.runners.ssh_files import TOO_LARGE_BYTES, Wanted, fetch_file
-from seller_agent.runners.ssh_hosts import HostsError
-from seller_agent.ssh_nodes import HostSilent, HostWatch, cards_of
+from seller_agent.runners.ssh import files as ssh_files
+from seller_agent.runners.ssh.connection import Access
+from seller_agent.runners.ssh.errors import HostAway, HostKeyWrong, LoginRefused, SshFailed
+from seller_agent.runners.ssh.files import TOO_LARGE_BYTES, Wanted, fetch_file
+from seller_agent.runners.ssh.hosts import HostsError
 
 __all__ = ["bench", "library", "opened"]  # the fixtures
 

@@ -21,9 +21,9 @@ from events.tunnel_frames import Target
 from events.tunnel_keys import Facts, Identity
 from events.values import Role
 from events.wallet import KeySigner
-from seller_agent.attempts import Attempt, Run, Standing, Stop
+from seller_agent.attempts.attempt import Attempt, Run, Standing, Stop
 from seller_agent.runners.reach import dial_port
-from seller_agent.tunnels import SESSIONS_MAX, Tunnels
+from seller_agent.sessions.tunnels import SESSIONS_MAX, Tunnels
 
 __all__ = ["world"]  # the fixture
 
@@ -283,7 +283,7 @@ async def test_a_stream_whose_session_ends_while_it_is_dialled_leaves_nothing_op
 async def test_streams_given_up_and_asked_for_again_are_never_more_at_once_than_a_job_may_have(
     ends: Ends, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("seller_agent.tunnels.SERVED_MAX", 5)
+    monkeypatch.setattr("seller_agent.sessions.tunnels.SERVED_MAX", 5)
     ends.tunnels._runner = dials = SlowDials()
     _, tunnel, _ = await hostile(ends)
     for _ in range(20):

@@ -13,9 +13,9 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from events.jobs import GpusReleased, JobCancelRequested, JobClaimed, JobDeclined, JobExtended, JobStarted, LeaseExpired
 from events.reasons import Reason
 from events.values import Requirements
-from seller_agent.attempts import Attempt, Run, Saved, Standing, Stop, Work, hear
-from seller_agent.decisions import Do, Node, decide, run_time_s
-from seller_agent.endings import end_event
+from seller_agent.attempts.attempt import Attempt, Run, Saved, Standing, Stop, Work, hear
+from seller_agent.attempts.decisions import Do, Node, decide, run_time_s
+from seller_agent.attempts.endings import end_event
 from seller_agent.runners.runner import RunState, RunStatus
 
 CARDS = ("GPU-0", "GPU-1")

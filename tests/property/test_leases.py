@@ -15,8 +15,8 @@ from unit.test_turn import Trade, World, beat, claimed, party
 from events.jobs import JobStarted
 from events.values import Role
 from projections.job_states import JobState
-from seller_agent.decisions import Node, guard_until_ms
-from seller_agent.runners.guard_files import Watch, due
+from seller_agent.attempts.decisions import Node, guard_until_ms
+from seller_agent.runners.docker_engine.guard.files import Watch, due
 
 TICK_MS = 5_000
 """So often at least the matcher looks."""

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from events.reasons import Reason
-from seller_agent.watching import MEMORY_NOTICE_MS, Limits, Sample, Watch, notice_ms, observe
+from seller_agent.runs.watching import MEMORY_NOTICE_MS, Limits, Sample, Watch, notice_ms, observe
 
 IDLE_S, WINDOW_S, PERCENT, MEMORY_MIB = 40, 60, 10, 1000
 LIMITS = Limits(time_s=10_000, time_reason=Reason.RUN_TIMEOUT, idle_s=IDLE_S, percent=PERCENT, window_s=WINDOW_S, gpu_memory_mib=MEMORY_MIB)

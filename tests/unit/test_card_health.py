@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from seller_agent.card_health import CLEAN_MS, FOREIGN_MS, CardJudge, Judgement, Ours
-from seller_agent.cards import CardTelemetry, DetectedCard
+from seller_agent.cards.card import CardTelemetry, DetectedCard
+from seller_agent.cards.health import CLEAN_MS, FOREIGN_MS, CardJudge, Judgement, Ours
 
 CARD = DetectedCard(index=0, uuid="GPU-0", model="NVIDIA GeForce RTX 4090", vram_mib=24564)
 IDLE = CardTelemetry(index=0, uuid="GPU-0", utilisation_percent=0, memory_used_mib=300, pids=())

@@ -6,8 +6,8 @@ from typing import cast
 
 import pytest
 
-from seller_agent.containers import ContainerTerms, has_egress, parse_image, parse_patterns, parse_places, parse_room, warm_images
-from seller_agent.offers import DEFAULT_IMAGE, OfferError
+from seller_agent.node.containers import ContainerTerms, has_egress, parse_image, parse_patterns, parse_places, parse_room, warm_images
+from seller_agent.owner.offers import DEFAULT_IMAGE, OfferError
 from seller_agent.runners.runner import Runner
 
 

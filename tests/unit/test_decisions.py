@@ -20,8 +20,8 @@ from events.jobs import (
 )
 from events.reasons import Reason, Refusal
 from events.values import JobKind, Program
-from seller_agent.attempts import Attempt, Run, Saved, Standing, Stop, Work, hear, refused
-from seller_agent.decisions import Do, Node, decide, guard_until_ms
+from seller_agent.attempts.attempt import Attempt, Run, Saved, Standing, Stop, Work, hear, refused
+from seller_agent.attempts.decisions import Do, Node, decide, guard_until_ms
 from seller_agent.runners.runner import RunKey, RunState, RunStatus
 
 CARD = "GPU-1"

@@ -12,8 +12,8 @@ from events.jobs import JobCancelled, JobFailed, JobSucceeded, JobTimedOut
 from events.reasons import Reason
 from events.values import BlobRef, RunUsage
 from projections.run_limits import time_limit
-from seller_agent.attempts import Attempt, Run, Saved, Standing, Stop
-from seller_agent.endings import end_event, plain
+from seller_agent.attempts.attempt import Attempt, Run, Saved, Standing, Stop
+from seller_agent.attempts.endings import end_event, plain
 from seller_agent.runners.runner import RunKey, RunState, RunStatus, StopReason
 
 KEY = RunKey(job_id=job_id("job"), attempt=1, epoch=7)

@@ -9,9 +9,9 @@ from builders import BUYER, job_id, job_submitted
 
 from events.reasons import Reason
 from events.wire import SyncJob
-from seller_agent.attempts import Attempt, Run, Saved, Standing, Stop, Work
-from seller_agent.decisions import Do, Node, decide
-from seller_agent.reconcile import catch_up, restore
+from seller_agent.attempts.attempt import Attempt, Run, Saved, Standing, Stop, Work
+from seller_agent.attempts.decisions import Do, Node, decide
+from seller_agent.attempts.reconcile import catch_up, restore
 from seller_agent.runners.runner import RunKey, RunState, RunStatus
 
 NOW_MS = 10**6

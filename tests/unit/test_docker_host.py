@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from seller_agent.runners.docker_host import socket_of
+from seller_agent.runners.docker_engine.daemon.host import socket_of
 from seller_agent.runners.runner import RunnerError
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seller_agent.runners.docker_logs import FILES, GAP, STDERR, STDOUT, LogSink
+from seller_agent.runners.docker_engine.logs import FILES, GAP, STDERR, STDOUT, LogSink
 
 Frame = tuple[int, int, bytes]
 """Stream, time, content."""

@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from seller_agent.runners.docker_outcome import RunRecord, Sight, classify_failure, parse_time_ms, status_of
-from seller_agent.runners.guard_files import StopRecord
+from seller_agent.runners.docker_engine.guard.files import StopRecord
+from seller_agent.runners.docker_engine.outcome import RunRecord, Sight, classify_failure, parse_time_ms, status_of
 from seller_agent.runners.runner import RunKey, RunState, StopReason
 
 KEY = RunKey(job_id="j", attempt=1, epoch=2)

@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from seller_agent.runners.docker_images import PullProgress, classify_pull, split_image
-from seller_agent.runners.docker_profile import (
+from seller_agent.runners.docker_engine.images.pulling import PullProgress, classify_pull, split_image
+from seller_agent.runners.docker_engine.profile import (
     Control,
     Host,
     container_name,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from seller_agent.runners.docker_use import from_engine, places
+from seller_agent.runners.docker_engine.use import from_engine, places
 
 V1 = """31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
 33 31 0:30 / /sys/fs/cgroup/cpu,cpuacct rw,relatime shared:9 - cgroup cgroup rw,cpu,cpuacct

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from seller_agent.runners import guard_files
-from seller_agent.runners.docker_store import canonical
-from seller_agent.runners.docker_warm import CHANGE_EVERY_MS, ORDER_EVERY_MS, WARM_MAX, UseTable
+from seller_agent.runners.docker_engine.guard import files as guard_files
+from seller_agent.runners.docker_engine.images.store import canonical
+from seller_agent.runners.docker_engine.images.warm import CHANGE_EVERY_MS, ORDER_EVERY_MS, WARM_MAX, UseTable
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from seller_agent import doctor_rules as rules
-from seller_agent.cards import CardTelemetry, DetectedCard, Inventory, NoCards
-from seller_agent.doctor_rules import Finding
+from seller_agent.cards.card import CardTelemetry, DetectedCard, Inventory, NoCards
+from seller_agent.doctor import rules
+from seller_agent.doctor.rules import Finding
 
 CARD = DetectedCard(
     index=0, uuid="GPU-0", model="NVIDIA A100-SXM4-80GB", vram_mib=81920, driver="580.65.06", cuda=13000, pci="00000000:01:00.0"

@@ -34,12 +34,12 @@ from events.send_window import Entry, SendWindow
 from events.wire import QuoteRequest
 from projections.job_states import HELD, JobState
 from projections.jobs import Job
-from seller_agent.attempts import Attempt, Run, Work
-from seller_agent.decisions import Do, Node, decide
-from seller_agent.endings import end_event
-from seller_agent.preparing import rendezvous
-from seller_agent.reconcile import catch_up
+from seller_agent.attempts.attempt import Attempt, Run, Work
+from seller_agent.attempts.decisions import Do, Node, decide
+from seller_agent.attempts.endings import end_event
+from seller_agent.attempts.reconcile import catch_up
 from seller_agent.runners.runner import RunState, RunStatus, StopReason
+from seller_agent.runs.preparing import rendezvous
 from services.follower import Follower
 from services.matcher.answers import sync_job
 from services.matcher.draft import Draft

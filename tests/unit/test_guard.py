@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from seller_agent.runners import guard, guard_files
-from seller_agent.runners.guard import Round
-from seller_agent.runners.guard_files import Due, StopRecord, Watch, due
-from seller_agent.runners.guard_start import hold_agent_lock
+from seller_agent.runners.docker_engine.guard import files as guard_files
+from seller_agent.runners.docker_engine.guard import guard
+from seller_agent.runners.docker_engine.guard.files import Due, StopRecord, Watch, due
+from seller_agent.runners.docker_engine.guard.guard import Round
+from seller_agent.runners.docker_engine.guard.start import hold_agent_lock
 
 FROM_NOW_MS = 3_600_000
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from seller_agent.hints import hint_for
+from seller_agent.runs.hints import hint_for
 
 REAL = [
     ("ImportError: libcudart.so.12: cannot open shared object file: No such file or directory", "a CUDA library is missing"),

@@ -10,10 +10,10 @@ import pytest
 
 from events.naming import cards_in_words
 from events.values import Card, Isolation
-from seller_agent.cards import DetectedCard, Inventory, Vendor, pci_address
-from seller_agent.machine import offered_card, usable_by
-from seller_agent.other_cards import Amd, Apple
-from seller_agent.runners.process_runner import environment_of
+from seller_agent.cards.card import DetectedCard, Inventory, Vendor, pci_address
+from seller_agent.cards.machine import offered_card, usable_by
+from seller_agent.cards.others import Amd, Apple
+from seller_agent.runners.process.runner import environment_of
 from seller_agent.runners.runner import RunCard, RunKey, RunSpec
 
 GIB = 1 << 30

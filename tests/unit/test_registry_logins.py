@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from events.errors import BazaarError, IdentityError
-from seller_agent.runners.registry_logins import Login, LoginsRefused, read_logins, registry_of
+from seller_agent.runners.docker_engine.images.logins import Login, LoginsRefused, read_logins, registry_of
 
 
 def written(folder: Path, content: Any, mode: int = 0o600) -> Path:

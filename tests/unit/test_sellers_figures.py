@@ -13,10 +13,10 @@ from events.errors import IdentityError
 from events.home import resolve
 from events.ids import node_id
 from events.quantities import BadValue
-from seller_agent.accounts import earned_uusd, earnings, left_ms
-from seller_agent.moments import clock_text, moment_ms, span_text
-from seller_agent.offers import OfferError
-from seller_agent.owned_nodes import NoSuchNode, Started, choose_node, read_started, write_started
+from seller_agent.owner.accounts import earned_uusd, earnings, left_ms
+from seller_agent.owner.moments import clock_text, moment_ms, span_text
+from seller_agent.owner.nodes import NoSuchNode, Started, choose_node, read_started, write_started
+from seller_agent.owner.offers import OfferError
 
 NOW_MS = int(datetime(2026, 11, 22, 12, 0, tzinfo=UTC).timestamp() * 1000)
 OWNER = "0x" + "ab" * 20

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from seller_agent.session_keeping import idle_ms
+from seller_agent.sessions.keeping import idle_ms
 
 NOW_MS = 1_800_000_000_000
 

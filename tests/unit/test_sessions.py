@@ -12,8 +12,10 @@ from events.files import MANIFEST_BYTES_MAX, FilesDiffer, LocalFile, ManifestEnt
 from events.jobs import JobSubmitted
 from events.values import JobKind, Program, Requirements
 from events.wire import FilesAnswer, FilesRequest
-from seller_agent import session_work, sessions
-from seller_agent.session_work import Found
+from seller_agent.runners.workspace import SESSION_FILE
+from seller_agent.sessions import session
+from seller_agent.sessions import work as session_work
+from seller_agent.sessions.work import Found
 
 MB = 10**6
 
@@ -36,48 +38,48 @@ def kept(*files: Found, bytes_max: int = MB, inputs: dict[str, tuple[int, int]] 
 
 def test_the_access_to_a_session_is_decided_once_and_for_its_owner_only(tmp_path: Path) -> None:
     folder = str(tmp_path / "run")
-    first = sessions.access_to(folder, order(JobKind.NOTEBOOK))
-    assert first == sessions.access_to(folder, order(JobKind.NOTEBOOK)) == sessions.read_access(folder)
-    assert 0o600 == os.stat(f"{folder}/{sessions.FILE}").st_mode & 0o777
-    assert sessions.new_access(order(JobKind.NOTEBOOK)).token != first.token
+    first = session.access_to(folder, order(JobKind.NOTEBOOK))
+    assert first == session.access_to(folder, order(JobKind.NOTEBOOK)) == session.read_access(folder)
+    assert 0o600 == os.stat(f"{folder}/{SESSION_FILE}").st_mode & 0o777
+    assert session.new_access(order(JobKind.NOTEBOOK)).token != first.token
 
 
 def test_an_image_without_python_is_told_to_be_none_for_notebooks() -> None:
-    assert "no Jupyter" in sessions.no_notebook_there(order(JobKind.NOTEBOOK), "program_not_found")
+    assert "no Jupyter" in session.no_notebook_there(order(JobKind.NOTEBOOK), "program_not_found")
     for kind, argv, error in (
         (JobKind.NOTEBOOK, ("mine",), "program_not_found"),
         (JobKind.NOTEBOOK, (), "container_error"),
         (JobKind.NOTEBOOK, (), None),
         (JobKind.CONTAINER, (), "program_not_found"),
     ):
-        assert "" == sessions.no_notebook_there(order(kind, *argv), error)
+        assert "" == session.no_notebook_there(order(kind, *argv), error)
 
 
 def test_a_token_stands_in_the_environment_and_never_in_the_command() -> None:
-    access = sessions.new_access(order(JobKind.NOTEBOOK))
-    command = sessions.command(order(JobKind.NOTEBOOK), access)
+    access = session.new_access(order(JobKind.NOTEBOOK))
+    command = session.command(order(JobKind.NOTEBOOK), access)
     assert "python3" == command[0]
     assert not [word for word in command if access.token in word]
-    assert access.token == sessions.environment(access)["JUPYTER_TOKEN"]
+    assert access.token == session.environment(access)["JUPYTER_TOKEN"]
     assert access.token not in access.path
 
 
 def test_a_container_has_no_pages_and_no_token() -> None:
-    access = sessions.new_access(order(JobKind.CONTAINER))
-    assert (False, "", {}) == (access.has_pages, access.token, sessions.environment(access))
-    assert sessions.FOR_EVER == sessions.command(order(JobKind.CONTAINER), access)
+    access = session.new_access(order(JobKind.CONTAINER))
+    assert (False, "", {}) == (access.has_pages, access.token, session.environment(access))
+    assert session.FOR_EVER == session.command(order(JobKind.CONTAINER), access)
 
 
 @pytest.mark.parametrize("kind", [JobKind.NOTEBOOK, JobKind.CONTAINER])
 def test_a_command_of_the_buyers_own_is_run_as_it_is(kind: JobKind) -> None:
     asked = order(kind, "code-server", "--auth")
-    assert ("code-server", "--auth") == sessions.command(asked, sessions.new_access(asked))
+    assert ("code-server", "--auth") == session.command(asked, session.new_access(asked))
 
 
 def test_there_is_no_access_to_what_is_no_session(tmp_path: Path) -> None:
-    assert sessions.read_access(str(tmp_path)) is None
-    (tmp_path / sessions.FILE).write_text("{torn")
-    assert sessions.read_access(str(tmp_path)) is None
+    assert session.read_access(str(tmp_path)) is None
+    (tmp_path / SESSION_FILE).write_text("{torn")
+    assert session.read_access(str(tmp_path)) is None
 
 
 def test_the_recipe_for_people_and_that_of_the_tests_name_the_same_packages() -> None:

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from events.values import Card
-from seller_agent.cards import DetectedCard
-from seller_agent.gpus import telemetry
-from seller_agent.models import KNOWN_CARDS, find_card
-from seller_agent.simulated import simulate
+from seller_agent.cards.card import DetectedCard
+from seller_agent.cards.models import KNOWN_CARDS, find_card
+from seller_agent.cards.nvidia import telemetry
+from seller_agent.cards.simulated import simulate
 
 NODE = "nabcdefghijklmno"
 

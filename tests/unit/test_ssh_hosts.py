@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from seller_agent.offers import Terms
-from seller_agent.runners.ssh_host import UPLOADED
-from seller_agent.runners.ssh_hosts import HostEntry, HostsError, parse_hosts, public_key, read_hosts
-from seller_agent.runners.supervisor_link import PACKAGE_ROOT
-from seller_agent.ssh_nodes import terms_of
+from seller_agent.node.ssh_nodes import terms_of
+from seller_agent.owner.offers import Terms
+from seller_agent.runners.process.link import PACKAGE_ROOT
+from seller_agent.runners.ssh.host import UPLOADED
+from seller_agent.runners.ssh.hosts import HostEntry, HostsError, parse_hosts, public_key, read_hosts
 
 KIND = b"ssh-ed25519"
 BLOB = base64.b64encode(len(KIND).to_bytes(4, "big") + KIND + (32).to_bytes(4, "big") + bytes(32)).decode()
@@ -145,12 +145,14 @@ def test_every_key_of_a_host_is_in_the_guide() -> None:
 
 
 def test_what_is_uploaded_needs_the_standard_library_and_itself_only() -> None:
-    for name in UPLOADED:
-        for line in (PACKAGE_ROOT / "seller_agent" / name).read_text().splitlines():
+    uploaded = {PACKAGE_ROOT / "seller_agent" / name for name in UPLOADED}
+    for file in uploaded:
+        assert file.parent / "__init__.py" in uploaded, f"{file}: its package"
+        for line in file.read_text().splitlines():
             words = line.split()
-            if words[:1] in (["import"], ["from"]):
-                module = words[1]
-                known = module.startswith("seller_agent.runners") or module.split(".")[0] in sys.stdlib_module_names
-                assert known, f"{name}: {line}"
-                if module.startswith("seller_agent.runners."):
-                    assert module.removeprefix("seller_agent.").replace(".", "/") + ".py" in UPLOADED, f"{name}: {line}"
+            if words[:1] == ["import"] or (words[:1] == ["from"] and words[1].split(".")[0] != "seller_agent"):
+                assert words[1].split(".")[0] in sys.stdlib_module_names, f"{file}: {line}"
+            elif words[:1] == ["from"]:
+                module = PACKAGE_ROOT / words[1].replace(".", "/")
+                named = [module / f"{name.strip()}.py" for name in line.partition(" import ")[2].split(",")]
+                assert module.with_suffix(".py") in uploaded or uploaded.issuperset(named), f"{file}: {line}"

@@ -7,9 +7,9 @@ from builders import NODE, make, node_offered
 from events.market import NodeBanned
 from events.nodes import NodeDrained, NodeMaintenancePlanned, NodeRepriced, NodeResumed
 from events.wire import SyncNode
-from seller_agent.decisions import Node
-from seller_agent.standing_orders import Bearing, MarketClock, Orders, bearing, hear, learn
-from seller_agent.steering import Steering
+from seller_agent.attempts.decisions import Node
+from seller_agent.node.steering import Steering
+from seller_agent.owner.standing_orders import Bearing, MarketClock, Orders, bearing, hear, learn
 
 
 def way(orders: Orders, market_ms: int) -> tuple[bool, bool]:

@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seller_agent.runners import proc
-from seller_agent.runners.guarded_run import LEASE_GRACE_MAX_S, LEASE_MARGIN_MS, Refused, Run, find_program, read_record
-from seller_agent.runners.process_runner import environment_of, key_of
+from seller_agent.runners.process.runner import environment_of, key_of
+from seller_agent.runners.process.supervisor import proc
+from seller_agent.runners.process.supervisor.daemon import FILES
+from seller_agent.runners.process.supervisor.run import LEASE_GRACE_MAX_S, LEASE_MARGIN_MS, Refused, Run, find_program, read_record
+from seller_agent.runners.process.supervisor.worker import NAME, Supervisor
 from seller_agent.runners.runner import RunCard, RunKey, RunSpec
-from seller_agent.runners.supervisor import FILES
-from seller_agent.runners.supervisor_worker import NAME, Supervisor
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -166,10 +166,13 @@ def test_descendants_are_found_through_the_dead() -> None:
 
 def test_the_daemon_needs_the_files_it_names_and_the_standard_library(tmp_path: Path) -> None:
     """What is copied to another machine must start there."""
+    folder = ROOT / "seller_agent" / "runners" / "process" / "supervisor"
+    assert {file.name for file in folder.glob("*.py")} == {Path(name).name for name in FILES if "/supervisor/" in name}
     for name in FILES:
         target = tmp_path / "seller_agent" / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes((ROOT / "seller_agent" / name).read_bytes())
-    program = f"import sys; sys.path.append({str(tmp_path)!r}); from seller_agent.runners import supervisor; print(supervisor.__file__)"
+    imported = "from seller_agent.runners.process.supervisor import daemon; print(daemon.__file__)"
+    program = f"import sys; sys.path.append({str(tmp_path)!r}); {imported}"
     done = subprocess.run([sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True, cwd="/", timeout=60)
-    assert f"{tmp_path}/seller_agent/runners/supervisor.py\n" == done.stdout, done.stderr
+    assert f"{tmp_path}/seller_agent/runners/process/supervisor/daemon.py\n" == done.stdout, done.stderr

@@ -13,8 +13,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from seller_agent.cli import cli
-from seller_agent.notifying import notify, watchdog_s
-from seller_agent.systemd_units import Service, argument, is_changed, unit_name, units, word
+from seller_agent.node.notifying import notify, watchdog_s
+from seller_agent.owner.systemd_units import Service, argument, is_changed, unit_name, units, word
 
 SERVICE = Service(
     node="my box",

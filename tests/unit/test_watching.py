@@ -9,7 +9,7 @@ import pytest
 
 from events.reasons import Reason
 from events.values import RunUsage
-from seller_agent.watching import Limits, Sample, Verdict, Watch, begin, observe, span
+from seller_agent.runs.watching import Limits, Sample, Verdict, Watch, begin, observe, span
 
 HOUR_S = 3600
 

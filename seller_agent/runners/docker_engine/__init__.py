@@ -1,0 +1,1 @@
+"""Jobs in hardened containers, for other people's code."""

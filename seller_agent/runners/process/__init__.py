@@ -1,0 +1,1 @@
+"""Jobs as plain processes: nothing isolates them from the seller's account."""
