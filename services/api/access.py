@@ -39,23 +39,34 @@ OWNER_OF_THE_MACHINE = Viewer(sees_all=True)
 STRANGER = Viewer()
 
 
+class Grant(NamedTuple):
+    """What a reader was let in for, and what that hangs on. Without a token it lasts as long as the process."""
+
+    viewer: Viewer
+    token_sha256: str | None = None
+    org_id: str | None = None
+    """The one organisation that the token is for; None: all of its wallet's."""
+    expires_ms: int | None = None
+
+
 def wallet_viewer(market: Market, wallet: str) -> Viewer:
     """A wallet, with the organisations that it is a member of."""
     orgs = frozenset(org_id for org_id, org in market.identity.orgs.items() if wallet in org.members)
     return Viewer(wallet, orgs)
 
 
-def token_viewer(market: Market, token: str, now_ms: int) -> Viewer:
-    """Whoever the token was issued to. Raises ProblemFound."""
-    known = market.identity.tokens.get(hashlib.sha256(token.encode()).hexdigest())
+def token_grant(market: Market, token: str, now_ms: int) -> Grant:
+    """What a token is good for. Raises ProblemFound."""
+    digest = hashlib.sha256(token.encode()).hexdigest()
+    known = market.identity.tokens.get(digest)
     if known is None or known.revoked or known.expires_ms <= now_ms:
         raise ProblemFound(Trouble.TOKEN_REFUSED)
     if known.org_id is None:
-        return wallet_viewer(market, known.wallet)
+        return Grant(wallet_viewer(market, known.wallet), digest, None, known.expires_ms)
     org = market.identity.orgs.get(known.org_id)
     if org is None or known.wallet not in org.members:  # it was issued by a member; who has left takes no token along
         raise ProblemFound(Trouble.TOKEN_REFUSED)
-    return Viewer(known.wallet, frozenset({known.org_id}))
+    return Grant(Viewer(known.wallet, frozenset({known.org_id})), digest, known.org_id, known.expires_ms)
 
 
 def token_in(headers: Mapping[str, str]) -> str | None:
@@ -66,9 +77,9 @@ def token_in(headers: Mapping[str, str]) -> str | None:
     return headers.get("x-auth-token") or None
 
 
-def http_viewer(market: Market, headers: Mapping[str, str], *, is_loopback: bool, now_ms: int) -> Viewer:
+def http_grant(market: Market, headers: Mapping[str, str], *, is_loopback: bool, now_ms: int) -> Grant:
     """Who an HTTP request is. Raises ProblemFound for a token that is not valid."""
     token = token_in(headers)
     if token is not None:
-        return token_viewer(market, token, now_ms)
-    return OWNER_OF_THE_MACHINE if is_loopback else STRANGER
+        return token_grant(market, token, now_ms)
+    return Grant(OWNER_OF_THE_MACHINE if is_loopback else STRANGER)

@@ -63,7 +63,7 @@ class Api:
         self._snapshot_file = snapshot_file
         self._upkeep: Upkeep | None = None
         self.desk = Desk(ENDPOINTS)
-        self.streams = Streams()
+        self.streams = Streams(self.desk.now_ms)
 
     def unready(self) -> str | None:
         """Why this API's answers may be old, or are not there at all; None when it is ready."""

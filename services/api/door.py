@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-
 from fastapi import Request
 
 from events.reasons import Refusal
-from services.api.access import STRANGER, Viewer, http_viewer, token_in
+from services.api.access import STRANGER, Grant, Viewer, http_grant, token_in
 from services.api.desk import Desk
 from services.api.guard import names_this_machine
 from services.api.problems import ProblemFound, Trouble
@@ -27,6 +25,10 @@ class Door:
 
     def viewer(self, request: Request) -> Viewer:
         """Who asks. Raises ProblemFound: not ready, a token that is not valid, too often."""
+        return self.grant(request).viewer
+
+    def grant(self, request: Request) -> Grant:
+        """Who asks, and what that hangs on. Raises ProblemFound: not ready, a token that is not valid, too often."""
         market, now_ms = self._desk.ready_source().mirror.market, self._desk.now_ms()
         token = token_in(request.headers)
         address = self._address(request)
@@ -34,10 +36,10 @@ class Door:
             self._count(f"address {address}", now_ms)
         elif token is not None:
             # a wrong token is counted for the address, so that nobody can try many
-            viewer = self._of_token(request, address, now_ms)
-            self._count(f"token {hashlib.sha256(token.encode()).hexdigest()}", now_ms)
-            return viewer
-        return http_viewer(market, request.headers, is_loopback=self._is_local, now_ms=now_ms)
+            grant = self._of_token(request, address, now_ms)
+            self._count(f"token {grant.token_sha256}", now_ms)
+            return grant
+        return http_grant(market, request.headers, is_loopback=self._is_local, now_ms=now_ms)
 
     def _address(self, request: Request) -> str:
         address = "" if request.client is None else request.client.host
@@ -46,10 +48,10 @@ class Door:
         last = request.headers.get("x-forwarded-for", "").rpartition(",")[2].strip()  # what our proxy put there; the rest is hearsay
         return last[:64] or address
 
-    def _of_token(self, request: Request, address: str, now_ms: int) -> Viewer:
+    def _of_token(self, request: Request, address: str, now_ms: int) -> Grant:
         market = self._desk.ready_source().mirror.market
         try:
-            return http_viewer(market, request.headers, is_loopback=self._is_local, now_ms=now_ms)
+            return http_grant(market, request.headers, is_loopback=self._is_local, now_ms=now_ms)
         except ProblemFound:
             self._count(f"address {address}", now_ms)
             raise
@@ -57,7 +59,7 @@ class Door:
     def rights(self, request: Request) -> Viewer:
         """What somebody who was let in may see by now; not counted. Raises ProblemFound."""
         source = self._desk.ready_source()
-        return http_viewer(source.mirror.market, request.headers, is_loopback=self._is_local, now_ms=self._desk.now_ms())
+        return http_grant(source.mirror.market, request.headers, is_loopback=self._is_local, now_ms=self._desk.now_ms()).viewer
 
     def reader(self, request: Request) -> Viewer:
         """Who asks for what is not public. Raises ProblemFound."""

@@ -7,7 +7,6 @@ this process meanwhile. Frames are made once and shared; a reader that does not 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from typing import NamedTuple
@@ -29,11 +28,10 @@ from services.api.paging import read as read_cursor
 from services.api.paging import write as write_cursor
 from services.api.problems import ProblemFound, Trouble, bad_query
 from services.api.pulse import EVENTS_PER_CHUNK, Pulse, framed
+from services.api.rights import Rights
 
 STREAMS_MAX, STREAMS_PER_READER = 500, 50
 """Open at once, of all readers and of one; the owner of the machine may have all."""
-RIGHTS_S = 1.0
-"""What a reader may see is asked again so often: a token that was revoked, and who has left an organisation, see nothing more of it."""
 RESUMED_EVENTS_MAX = 100_000
 """Who comes back later than this is told to begin with a snapshot."""
 PING_S = 15
@@ -96,7 +94,8 @@ class Place(NamedTuple):
 class Streams:
     """Every open stream of this process."""
 
-    def __init__(self) -> None:
+    def __init__(self, now_ms: Callable[[], int]) -> None:
+        self._now_ms = now_ms
         self._open = 0
         self._readers: Counter[Viewer] = Counter()
         self._closing = False
@@ -111,8 +110,9 @@ class Streams:
         if self._pulse is not None:
             self._pulse.ring()
 
-    def respond(self, request: Request, source: Source, viewer: Viewer, rights: Callable[[], Viewer]) -> Response:
-        """A stream from where the reader wants it, which ends when its `rights` are others than they were. Raises ProblemFound."""
+    def respond(self, request: Request, source: Source, rights: Rights) -> Response:
+        """A stream from where the reader wants it, which ends with its `rights`. Raises ProblemFound."""
+        viewer = rights.grant.viewer
         values = queries.read(request.query_params.multi_items(), queries.STREAM)
         if viewer == Viewer():
             raise ProblemFound(Trouble.TOKEN_REQUIRED)
@@ -123,55 +123,42 @@ class Streams:
             return Response(headers={"cache-control": "no-store"}, media_type="text/event-stream")
         if self._pulse is None or self._pulse.mirror is not source.mirror:
             self._pulse = Pulse(source.mirror)
-        frames = self._frames(source, self._pulse, _Rights(viewer, rights), place, telemetry=values.get("telemetry", False))
+        frames = self._frames(source, self._pulse, rights, place, telemetry=values.get("telemetry", False))
         return _Stream(frames, ping=PING_S, sep="\n", send_timeout=SEND_TIMEOUT_S)
 
-    async def _frames(self, source: Source, pulse: Pulse, rights: _Rights, place: Place, *, telemetry: bool) -> AsyncIterator[bytes]:
-        viewer = rights.viewer
+    def _may_go_on(self, pulse: Pulse, rights: Rights) -> bool:
+        """Whether a stream may show what is folded by now."""
+        return not self._closing and rights.hold(pulse.mirror.rights, self._now_ms())
+
+    async def _frames(self, source: Source, pulse: Pulse, rights: Rights, place: Place, *, telemetry: bool) -> AsyncIterator[bytes]:
+        viewer = rights.grant.viewer
         self._open += 1
         self._readers[viewer] += 1
         pulse.enter(telemetry=telemetry)
         after_seq, readings = place.after_seq, pulse.telemetry_number
         try:
             yield b"retry: %d\n\n" % RETRY_MS + (_reset(after_seq) if place.is_reset else b"")
-            while not self._closing and rights.hold():
+            while self._may_go_on(pulse, rights):
                 rings, before_seq = pulse.rings, after_seq
                 try:
                     at_hand = pulse.frame(after_seq, viewer)
                     chunk, after_seq = at_hand or await _from_ledger(source, after_seq, viewer)
                 except BazaarError:
                     return  # the reader comes back, with the last event it saw
+                if at_hand is None and not self._may_go_on(pulse, rights):
+                    return  # they ended while the ledger was read
                 if telemetry and readings != pulse.telemetry_number:
                     readings, chunk = pulse.telemetry_number, chunk + pulse.telemetry
                 if chunk:
                     yield chunk
                 if at_hand is not None and after_seq - before_seq < EVENTS_PER_CHUNK:
-                    await pulse.after(rings)
+                    await pulse.after(rings, rights.left_ms(self._now_ms()))
         finally:
             pulse.leave(telemetry=telemetry)
             self._open -= 1
             self._readers[viewer] -= 1
             if not self._readers[viewer]:
                 del self._readers[viewer]
-
-
-class _Rights:
-    """What the reader of a stream may see, asked again now and then."""
-
-    def __init__(self, viewer: Viewer, ask: Callable[[], Viewer]) -> None:
-        self.viewer = viewer
-        self._ask = ask
-        self._asked_s = time.monotonic()
-
-    def hold(self) -> bool:
-        """Whether they are as they were when the stream began."""
-        if time.monotonic() - self._asked_s < RIGHTS_S:
-            return True
-        self._asked_s = time.monotonic()
-        try:
-            return self._ask() == self.viewer
-        except ProblemFound:
-            return False
 
 
 async def _from_ledger(source: Source, after_seq: int, viewer: Viewer) -> tuple[bytes, int]:

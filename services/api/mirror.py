@@ -28,6 +28,7 @@ from services.api.candles import Candle, Candles, Key
 from services.api.event_feed import EventFeed, Owner
 from services.api.market_views import Waits, remembered
 from services.api.read_model import FinishedJob, Progress
+from services.api.rights import RightsEvent, RightsLog
 from services.api.standing import Standing
 from services.api.telemetry import Telemetry
 from services.api.views import JobView, job_view
@@ -74,6 +75,7 @@ class Mirror:
         self.standing = Standing(follower.market)
         self.hour = remembered(follower.market.jobs)
         self.feed = EventFeed(follower.market.last_seq)
+        self.rights = RightsLog()
         self.offer_keys = OfferKeys()
         self.candles = Candles()
         self.waits = Waits()
@@ -129,8 +131,10 @@ class Mirror:
             self.telemetry.forget(event.node_id)
         elif isinstance(event, NodeOffered | NodeRepriced):
             self._by_price = self._by_name = None
-        elif isinstance(event, MemberAdded | MemberRemoved):
-            self._rows.clear()  # they hold members' names
+        elif isinstance(event, RightsEvent):
+            self.rights.note(record)
+            if isinstance(event, MemberAdded | MemberRemoved):
+                self._rows.clear()  # they hold members' names
 
     def _touch(self, job_id: str, first_seq: int) -> None:
         job = self.market.jobs.get(job_id)

@@ -105,20 +105,27 @@ class Pulse:
             self._task.cancel()
             self._task = None
 
-    async def after(self, rings: int) -> None:
-        """Return at the next ring, at once when there was one since so many."""
-        if self.rings == rings:
-            bell: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._bells.append(bell)
+    async def after(self, rings: int, most_ms: int | None = None) -> None:
+        """Return at the next ring, at once when there was one since so many; after this time in any case."""
+        if self.rings != rings:
+            return
+        loop = asyncio.get_running_loop()
+        bell: asyncio.Future[None] = loop.create_future()
+        self._bells.append(bell)
+        is_soon = most_ms is not None and most_ms < IDLE_S * 1000  # it rings as often as that by itself
+        timer = loop.call_later(most_ms / 1000, _let_go, bell) if is_soon and most_ms is not None else None
+        try:
             await bell
+        finally:
+            if timer is not None:
+                timer.cancel()
 
     def ring(self) -> None:
         """Let all streams look."""
         bells, self._bells = self._bells, []
         self.rings += 1
         for bell in bells:
-            if not bell.done():
-                bell.set_result(None)
+            _let_go(bell)
 
     def frame(self, after_seq: int, viewer: Viewer) -> tuple[bytes, int] | None:
         """The next events after this place and where they end, the same bytes for all who stand there; None when memory lacks some."""
@@ -154,3 +161,8 @@ class Pulse:
             frame = TelemetryFrame(nodes=[reading(view, heard_ms) for heard_ms, view in heard])
             self.telemetry = b"event: telemetry\ndata: %s\n\n" % msgspec.json.encode(frame)
             self.telemetry_number += 1
+
+
+def _let_go(bell: asyncio.Future[None]) -> None:
+    if not bell.done():
+        bell.set_result(None)

@@ -28,6 +28,7 @@ from services.api.pages import add_pages
 from services.api.problems import MEDIA_TYPE, Problem, ProblemFound, Trouble
 from services.api.pulse import TelemetryFrame
 from services.api.queries import AS_OF, EVERYWHERE, Parameter
+from services.api.rights import Rights
 from services.api.shelf import Answer
 
 TITLE = "GPU Bazaar query API"
@@ -148,7 +149,9 @@ def _following(desk: Desk, streams: Streams, read: Handler, door: Door) -> Handl
     async def follow(request: Request) -> Response:
         if not wants_stream(request):
             return await read(request)
-        return streams.respond(request, desk.ready_source(), door.viewer(request), lambda: door.rights(request))
+        grant, source = door.grant(request), desk.ready_source()
+        rights = Rights(grant, source.mirror.market.last_seq, lambda: door.rights(request))
+        return streams.respond(request, source, rights)
 
     return follow
 

@@ -110,10 +110,14 @@ class Scribe:
 
     async def say(self, party: Party, *events: Event) -> int:
         """Everything in one turn; the sequence of its last event."""
+        return await self.together((party, *events))
+
+    async def together(self, *said: tuple[Party, *tuple[Event, ...]]) -> int:
+        """What several say in one turn, in this order; the sequence of its last event."""
         self.now_ms = max(self.now_ms + 1, time.time_ns() // 1_000_000)
         seq = self.market.last_seq
-        closed, _ = turn(self.market, [party.say(*events)], [], self.now_ms, self.memory)
-        assert self.market.last_seq >= seq + len(events), "something was refused"
+        closed, _ = turn(self.market, [party.say(*events) for party, *events in said], [], self.now_ms, self.memory)
+        assert self.market.last_seq >= seq + sum(len(events) for _, *events in said), "something was refused"
         await self._append(closed)
         return self.market.last_seq
 
@@ -270,10 +274,13 @@ class EventStream:
                     self.seen.append(json.loads(line[6:]))
         return [event["seq"] for event in self.seen]
 
-    async def read_to_end(self) -> None:
+    async def read_to_end(self) -> list[int]:
+        """All sequences that came before it was ended."""
         async with asyncio.timeout(READY_S):
-            while await self._reader.readline() not in (b"", b"0\r\n"):  # cut off, or the last chunk
-                pass
+            while (line := await self._reader.readline()) not in (b"", b"0\r\n"):  # cut off, or the last chunk
+                if line.startswith(b"data: "):
+                    self.seen.append(json.loads(line[6:]))
+        return [event["seq"] for event in self.seen]
 
     def close(self) -> None:
         self._writer.close()

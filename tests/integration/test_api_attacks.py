@@ -18,8 +18,7 @@ from integration.broker_env import World, until, world
 from integration.test_api import READY_S, ApiProcess, Scribe, a_job, scribe
 
 from events import pinning
-from events.identity import MemberAdded, MemberRemoved, OrganisationCreated, ReadTokenIssued, ReadTokenRevoked
-from events.values import OrgRole
+from events.identity import ReadTokenIssued, ReadTokenRevoked
 from services.api import lines, live
 from services.api.app import LOCAL, Facing
 from services.certificates import own
@@ -349,50 +348,3 @@ async def test_a_trace_is_taken_over_and_answered(api: ApiProcess, capfd: pytest
     assert "00f067aa0ba902b7" != span and len(span) == 16
     said = capfd.readouterr()
     assert TRACE in said.out + said.err and "/v1/market" in said.out + said.err
-
-
-# --- streams ---
-
-
-async def test_a_stream_ends_when_its_reader_loses_what_it_was_let_in_for(
-    scribe: Scribe, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(live, "RIGHTS_S", 0.0)
-    tokens = {"of a member": "m" * 43, "revoked": "r" * 43}
-    org = "o" + "a" * 15
-    await scribe.say(scribe.buyer, OrganisationCreated(org_id=org, name="us"))
-    await scribe.say(scribe.buyer, MemberAdded(org_id=org, wallet=scribe.other.wallet, role=OrgRole.MEMBER, alias="Ada"))
-    for (name, token), bound in zip(tokens.items(), (org, None), strict=True):
-        digest = hashlib.sha256(token.encode()).hexdigest()
-        issued = ReadTokenIssued(token_sha256=digest, name=name, expires_ms=scribe.now_ms + 3_600_000, org_id=bound)
-        await scribe.say(scribe.other, issued)
-    async with serving(world, tmp_path, bind="0.0.0.0") as api:
-        await api.at("/v1/market", scribe.market.last_seq)
-        streams = [await api.stream(query="?from_seq=1", token=token) for token in tokens.values()]
-        for stream in streams:
-            await stream.read_to(scribe.market.last_seq)
-            assert "Ada" not in str(stream.seen), "what members call each other is theirs"
-        await scribe.say(scribe.buyer, MemberRemoved(org_id=org, wallet=scribe.other.wallet))
-        await scribe.say(scribe.other, ReadTokenRevoked(token_sha256=hashlib.sha256(tokens["revoked"].encode()).hexdigest()))
-        await scribe.submit("later")
-        for stream in streams:
-            await stream.read_to_end()
-            stream.close()
-
-
-async def test_one_reader_leaves_streams_for_others(scribe: Scribe, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "STREAMS_PER_READER", 1)
-    tokens = {"a": "a" * 43, "b": "b" * 43}
-    for party, token in zip((scribe.buyer, scribe.other), tokens.values(), strict=True):
-        digest = hashlib.sha256(token.encode()).hexdigest()
-        await scribe.say(party, ReadTokenIssued(token_sha256=digest, name="t", expires_ms=scribe.now_ms + 3_600_000))
-    async with serving(world, tmp_path, bind="0.0.0.0") as api:
-        await api.at("/v1/market", scribe.market.last_seq)
-        first = await api.stream(query="?from_seq=1", token=tokens["a"])
-        await first.read_to(scribe.market.last_seq)
-        headers = {"Accept": "text/event-stream", "Authorization": f"Bearer {tokens['a']}"}
-        assert 429 == (await api.get("/v1/events", headers=headers)).status
-        second = await api.stream(query="?from_seq=1", token=tokens["b"])
-        await second.read_to(scribe.market.last_seq)
-        first.close()
-        second.close()

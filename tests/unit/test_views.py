@@ -441,7 +441,7 @@ def digest_of(text: str) -> str:
 
 
 def test_a_token_shows_its_wallet_s_and_its_organisation_s_jobs() -> None:
-    viewer = access.token_viewer(token_market(org_id=ORG), "secret", START_MS)
+    viewer = access.token_grant(token_market(org_id=ORG), "secret", START_MS).viewer
     assert (True, True, False) == (viewer.may_see(BUYER, None), viewer.may_see(SELLER, ORG), viewer.may_see(SELLER, None))
 
 
@@ -450,14 +450,14 @@ def test_a_token_that_is_unknown_expired_or_revoked_opens_nothing() -> None:
     revoked = given(make(ReadTokenIssued, token_sha256=digest_of("secret")), make(ReadTokenRevoked, token_sha256=digest_of("secret")))
     for state, text, now_ms in ((market, "guess", START_MS), (market, "secret", START_MS + 1000), (revoked, "secret", START_MS)):
         with pytest.raises(ProblemFound) as refused:
-            access.token_viewer(state, text, now_ms)
+            access.token_grant(state, text, now_ms)
         assert Trouble.TOKEN_REFUSED is refused.value.code
 
 
 def test_without_a_token_only_the_machine_s_own_owner_sees_everything() -> None:
     market = given(job_submitted())
-    assert access.http_viewer(market, {}, is_loopback=True, now_ms=0).may_see_job(job_of(market))
-    assert not access.http_viewer(market, {}, is_loopback=False, now_ms=0).may_see_job(job_of(market))
+    assert access.http_grant(market, {}, is_loopback=True, now_ms=0).viewer.may_see_job(job_of(market))
+    assert not access.http_grant(market, {}, is_loopback=False, now_ms=0).viewer.may_see_job(job_of(market))
     assert not access.wallet_viewer(market, wallet("other")).may_see_job(job_of(market))
     assert not access.wallet_viewer(market, OPERATOR).may_see_job(job_of(market)), "an operator reads on the market's own machine"
 
