@@ -1,143 +1,70 @@
-"""The same no-op jobs on this market, on HyperQueue, on Dask and on Slurm, by turns in one run; the table goes to docs/benchmarks.md.
+"""The same no-op jobs on this market, on HyperQueue, on Dask and on Slurm, by turns in one run, and this market's other targets; the whole
+goes to docs/benchmarks.md.
 
-The market is whole and durable (`sync_interval: always`, every event signed); HyperQueue and Dask keep nothing on disk. Each figure is the
-median of the rounds, each round alternates between the systems, and the load of the machine stands beside it. Peers that are not installed
-are left out and named: `pip install hyperqueue distributed` into an environment whose interpreter --python names, and the distribution's
-slurmctld, slurmd, slurm-client and munge. Run: `python benchmarks/against_peers.py [--python PYTHON] [--rounds 3] [--write]`
+Peers that are not installed are left out and named: HyperQueue and Dask in an environment whose interpreter --python names, Slurm from the
+distribution's packages (and only for root, who may start its daemons). What takes minutes is measured once and says so.
+Run: `python benchmarks/against_peers.py --python PYTHON --write` on a machine that does nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import os
 import platform
 import shutil
-import statistics
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from market_speed import RunningMarket, job, market, tell_when_ended
-
-from events.market import MatchingPaused, MatchingResumed
-from events.values import Role
-from events.wire import FilesRequest
+from peers import this_market
+from peers.page import DASK, HYPERQUEUE, OURS, SBATCH, SRUN, Figures, against, aims_table, alone, peers_table
 
 HERE = Path(__file__).resolve().parent
 DOCUMENT = HERE.parent / "docs" / "benchmarks.md"
-STARTS, DRAINED, SUBMITTED = 60, 1_000, 10_000
-SLURM_STARTS, SLURM_DRAINED, SLURM_SUBMITTED = 10, 100, 300
-PEER_S = 900
+PEER_S = 1200
+QUIET = 0.5
+
+STARTS, DRAINED, FEW_QUEUED, MANY_QUEUED = 200, 2_000, 10_000, 100_000
+SLURM_STARTS, SLURM_DRAINED_8, SLURM_DRAINED_64 = 20, 100, 400
+
+
+class Work(NamedTuple):
+    """What a system is asked for, and how often."""
+
+    what: str
+    counts: tuple[int, ...]
+    once: bool = False
 
 
 class System(NamedTuple):
-    """One of those compared: its name, and how to get a figure of it."""
+    """One of those compared, and its work by the name of the figure."""
 
     name: str
     measure: Callable[..., Any]
-    counts: tuple[int, int, int]
+    works: dict[str, Work]
 
 
-# -- this market --
-
-
-async def _start(running: RunningMarket, count: int) -> list[float]:
-    client = await running.client("buyer0", Role.BUYER)
-    delays = []
-    for _ in range(count + 5):
-        event, done = job("date", "+%s%N"), asyncio.Event()
-        tell_when_ended(client, {event.job_id}, done)
-        began_ns = time.time_ns()
-        client.enqueue(event)
-        await asyncio.wait_for(done.wait(), 30)
-        printed = b""
-        while not printed:
-            answer = await client.ask_files(FilesRequest(op="output", job_id=event.job_id))
-            printed = b"".join(chunk.data for chunk in answer.chunks)
-        delays.append((int(printed) - began_ns) / 1e6)
-        await asyncio.sleep(0.02)
-    await client.close()
-    return delays[5:]
-
-
-async def _drain(running: RunningMarket, count: int) -> float:
-    operator, client = await running.client("market", Role.OPERATOR), await running.client("buyer0", Role.BUYER)
-    assert (await operator.submit(MatchingPaused())).reason is None
-    events = [job("true") for _ in range(count)]
-    done = asyncio.Event()
-    tell_when_ended(client, {event.job_id for event in events}, done)
-    for ticket in client.enqueue(*events):
-        assert (await ticket).reason is None
-    began = time.perf_counter()
-    await operator.submit(MatchingResumed())
-    await asyncio.wait_for(done.wait(), 300)
-    took_s = time.perf_counter() - began
-    await client.close()
-    await operator.close()
-    return took_s
-
-
-async def _submit(running: RunningMarket, count: int) -> dict[str, float]:
-    client = await running.client("buyer0", Role.BUYER)
-    for ticket in client.enqueue(*[job("true", simulated=False) for _ in range(100)]):
-        await ticket
-    before, events = running.resident_bytes("matcher"), [job("true", simulated=False) for _ in range(count)]
-    began = time.perf_counter()
-    for ticket in client.enqueue(*events):
-        assert (await ticket).reason is None
-    took_s = time.perf_counter() - began
-    await asyncio.sleep(1)
-    grown = running.resident_bytes("matcher") - before
-    await client.close()
-    return {"per_s": count / took_s, "bytes": grown / count, "restart_s": await asyncio.to_thread(restart_s, running)}
-
-
-def restart_s(running: RunningMarket) -> float:
-    """Seconds from the killing of the matcher until another one, with the same queue, answers."""
-    before = running.pid_of("matcher")
-    began = time.perf_counter()
-    os.kill(before, 9)
-    while _pid(running) in (None, before) or not _answers(running):
-        time.sleep(0.01)
-    return time.perf_counter() - began
-
-
-def _pid(running: RunningMarket) -> int | None:
-    try:
-        return running.pid_of("matcher")
-    except KeyError:  # between two of them
-        return None
-
-
-def _answers(running: RunningMarket) -> bool:
-    async def ask() -> bool:
-        client = await running.client("buyer0", Role.BUYER)
-        try:
-            await client.sync()
-            return True
-        finally:
-            await client.close()
-
-    try:
-        return asyncio.run(asyncio.wait_for(ask(), 2))
-    except Exception:
-        return False
-
-
-def ours(what: str, *counts: int) -> Any:
-    """A figure of this market."""
-    if what == "drain":
-        count, slots = counts
-        with market(*["8xRTX 4090"] * (slots // 8)) as running:
-            return asyncio.run(_drain(running, count))
-    with market(*(["2xRTX 4090"] if what == "start" else [])) as running:
-        return asyncio.run({"start": _start, "submit": _submit}[what](running, *counts))
+WORKS = {
+    "start": Work("start", (STARTS,)),
+    "drain 8": Work("drain", (DRAINED, 8)),
+    "drain 64": Work("drain", (DRAINED, 64)),
+    "10k": Work("queue", (FEW_QUEUED,)),
+    "100k": Work("queue", (MANY_QUEUED,)),
+}
+SBATCH_WORKS = {
+    "start": Work("start", (SLURM_STARTS,)),
+    "drain 8": Work("drain", (SLURM_DRAINED_8, 8)),
+    "drain 64": Work("drain", (SLURM_DRAINED_64, 64)),
+    "10k": Work("queue", (FEW_QUEUED,)),
+    "100k": Work("queue", (MANY_QUEUED,), once=True),
+}
+SRUN_WORKS = {"start": Work("start_srun", (SLURM_STARTS,))}
 
 
 def peer(script: str, python: str) -> Callable[..., Any]:
@@ -153,100 +80,148 @@ def peer(script: str, python: str) -> Callable[..., Any]:
     return measure
 
 
-# -- the table --
-
-
 def systems(python: str) -> tuple[list[System], list[str]]:
     """What can be compared here, and what is missing."""
-    found, missing = [System("GPU Bazaar", ours, (STARTS, DRAINED, SUBMITTED))], []
-    for name, module, script in (("HyperQueue", "hyperqueue", "hyperqueue_peer.py"), ("Dask", "distributed", "dask_peer.py")):
+    found, missing = [System(OURS, this_market.measure, WORKS)], []
+    for name, module, script in ((HYPERQUEUE, "hyperqueue", "hyperqueue_peer.py"), (DASK, "distributed", "dask_peer.py")):
         if subprocess.run([python, "-c", f"import {module}"], capture_output=True).returncode == 0:
-            found.append(System(name, peer(script, python), (STARTS, DRAINED, SUBMITTED)))
+            found.append(System(name, peer(script, python), WORKS))
         else:
             missing.append(name)
     if os.geteuid() == 0 and all(shutil.which(program) for program in ("slurmctld", "slurmd", "munged", "sbatch")):
-        found.append(System("Slurm (sbatch)", peer("slurm_peer.py", sys.executable), (SLURM_STARTS, SLURM_DRAINED, SLURM_SUBMITTED)))
+        measure = peer("slurm_peer.py", sys.executable)
+        found += [System(SBATCH, measure, SBATCH_WORKS), System(SRUN, measure, SRUN_WORKS)]
     else:
         missing.append("Slurm")
     return found, missing
 
 
-def rounds(found: list[System], number: int) -> dict[str, dict[str, list[float]]]:
-    """Every figure of every system, by turns, so many times."""
-    figures: dict[str, dict[str, list[float]]] = {one.name: {} for one in found}
+def told(key: str, answer: Any, drained: int) -> dict[str, float]:
+    """The figures in a system's answer, by their names."""
+    if key == "start":
+        delays = sorted(answer)
+        return {"start p50": delays[len(delays) // 2], "start p99": delays[len(delays) * 99 // 100]}
+    if key.startswith("drain"):
+        return {key: drained / answer}
+    return {f"{what} {key}": value for what, value in answer.items()}
 
-    def keep(name: str, what: str, value: float) -> None:
-        figures[name].setdefault(what, []).append(value)
-        print(f"{time.strftime('%H:%M:%S')} load {os.getloadavg()[0]:4.1f}  {name:15} {what:12} {value:,.3f}", file=sys.stderr, flush=True)
 
-    for _ in range(number):
-        for one in found:
-            delays = sorted(one.measure("start", one.counts[0]))
-            keep(one.name, "start p50", statistics.median(delays))
-            keep(one.name, "start p99", delays[min(len(delays) - 1, int(len(delays) * 0.99))])
-        for slots in (8, 64):
+def rounds(found: list[System], number: int) -> tuple[Figures, list[float]]:
+    """Every figure of every system, by turns, so many times; and the load before each."""
+    figures: Figures = {one.name: {} for one in found}
+    loads = []
+    for turn in range(number):
+        for key in WORKS:
             for one in found:
-                keep(one.name, f"drain {slots}", one.counts[1] / one.measure("drain", one.counts[1], slots))
-        for one in found:
-            told = one.measure("submit", one.counts[2])
-            for what, value in told.items():
-                keep(one.name, what, value)
-    return figures
+                work = one.works.get(key)
+                if work is None or (work.once and turn):
+                    continue
+                loads.append(os.getloadavg()[0])
+                for what, value in told(key, one.measure(work.what, *work.counts), work.counts[0]).items():
+                    figures[one.name].setdefault(what, []).append(value)
+                    print(
+                        f"{time.strftime('%H:%M:%S')} load {loads[-1]:4.1f}  {one.name:14} {what:24} {value:,.3f}",
+                        file=sys.stderr,
+                        flush=True,
+                    )
+    return figures, loads
 
 
-ROWS = (
-    ("start, p50", "start p50", "{:,.1f} ms"),
-    ("start, p99", "start p99", "{:,.1f} ms"),
-    ("drain, 8 slots", "drain 8", "{:,.0f}/s"),
-    ("drain, 64 slots", "drain 64", "{:,.0f}/s"),
-    ("submissions, one client", "per_s", "{:,.0f}/s"),
-    ("memory a queued job", "bytes", "{:,.0f} bytes"),
-    ("restart with the queue", "restart_s", "{:,.2f} s"),
-)
+def own_figures(number: int) -> dict[str, float]:
+    """Of this market alone, in a process of its own."""
+    command = [sys.executable, str(HERE / "own_targets.py"), "--json", "--rounds", str(number)]
+    return dict(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout))
 
 
-def table(figures: dict[str, dict[str, list[float]]]) -> str:
-    """Medians, a row a figure."""
-    names = list(figures)
-    lines = [f"| | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
-    for title, key, how in ROWS:
-        cells = [how.format(statistics.median(figures[name][key])) if key in figures[name] else "none" for name in names]
-        lines.append(f"| {title} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def ratios(figures: dict[str, dict[str, list[float]]]) -> str:
-    """This market against each of the others, and what was aimed at."""
-
-    def median(name: str, key: str) -> float | None:
-        return statistics.median(figures[name][key]) if key in figures.get(name, {}) else None
-
-    aims = (
-        ("start p50 against HyperQueue's", "start p50", "HyperQueue", "at most 0.5"),
-        ("start p50 against sbatch's", "start p50", "Slurm (sbatch)", "at most 0.01"),
-        ("drain on 8 slots against HyperQueue's", "drain 8", "HyperQueue", "at least 1.0"),
-        ("drain on 64 slots against HyperQueue's", "drain 64", "HyperQueue", "at least 1.5"),
-        ("drain on 8 slots against Slurm's", "drain 8", "Slurm (sbatch)", "at least 10"),
-        ("drain on 8 slots against Dask's", "drain 8", "Dask", "-"),
-    )
-    lines = ["| ratio | measured | aim |", "|---|---|---|"]
-    for title, key, name, aim in aims:
-        mine, theirs = median("GPU Bazaar", key), median(name, key)
-        if mine is not None and theirs:
-            lines.append(f"| {title} | {mine / theirs:.3g} | {aim} |")
-    return "\n".join(lines)
+def machine() -> str:
+    """Cores and model, with nothing that names the machine."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    memory_kib = int(Path("/proc/meminfo").read_text().split()[1])
+    return f"{os.cpu_count()} cores ({model}), {memory_kib / 2**20:.0f} GiB, Linux {platform.release().split('-')[0]}"
 
 
 def versions(python: str) -> str:
-    """What was compared on what."""
-    asked = "import importlib.metadata as m; print(', '.join(f'{n} {m.version(n)}' for n in ('hyperqueue', 'distributed')))"
-    peers = subprocess.run([python, "-c", asked], capture_output=True, text=True).stdout.strip()
-    slurm = subprocess.run(["sbatch", "--version"], capture_output=True, text=True).stdout.strip() if shutil.which("sbatch") else ""
-    broker = (
-        subprocess.run(["nats-server", "--version"], capture_output=True, text=True).stdout.strip() if shutil.which("nats-server") else ""
+    """Of everything that was compared."""
+    asked = "\n".join(
+        (
+            "import importlib.metadata as m",
+            "for n in ('hyperqueue', 'distributed'):",
+            " try: print(n, m.version(n))",
+            " except m.PackageNotFoundError: pass",
+        )
     )
-    parts = (f"gpubazaar {metadata.version('gpubazaar')}", broker, peers, slurm, f"Python {platform.python_version()}")
-    return f"{os.cpu_count()} cores, Linux {platform.release().split('-')[0]}; " + ", ".join(part for part in parts if part)
+    beside = str(Path(sys.executable).with_name("nats-server"))
+    broker = beside if os.access(beside, os.X_OK) else shutil.which("nats-server")
+    commands = [[broker, "--version"] if broker else [], [python, "-c", asked], ["slurmctld", "-V"] if shutil.which("slurmctld") else []]
+    answers = [subprocess.run(command, capture_output=True, text=True).stdout.split("\n") for command in commands if command]
+    lines = [line.strip().replace(": v", " ") for answer in answers for line in answer if line.strip()]
+    return ", ".join([f"gpubazaar {metadata.version('gpubazaar')}", *lines, f"Python {platform.python_version()}"])
+
+
+HOW = f"""\
+The job makes one empty file (`touch`), or prints the clock where its start is timed. Everything runs on one machine, so every system pays
+for the jobs' own processes out of the same cores, and a slot is a claim, not a core. Every figure is taken with a system that was started
+empty for it, by turns, and is the median of the rounds; behind it, the least and the most.
+
+- **Start**: {STARTS} jobs one by one on an idle system ({SLURM_STARTS} with Slurm), from the call that submits until the job's own process
+  reads the clock.
+- **Drain**: {DRAINED:,} jobs ({SLURM_DRAINED_8} and {SLURM_DRAINED_64} with Slurm) are queued while no slot is free; timed from the moment
+  that the slots are, until the last job has made its file. A worker, or node, has eight slots; Slurm has one node with all of them.
+- **Submissions, memory**: of one client, {FEW_QUEUED:,} jobs that cannot run yet; growth of the resident memory of the process that keeps
+  the queue (with HyperQueue and Dask it holds the client too).
+- **Restart**: until it answers again with the whole queue. This market's matcher is killed and folds its whole ledger; Slurm's controller
+  is ended in order. Slurm's {MANY_QUEUED:,} jobs are queued once, not in every round: that takes minutes.
+
+What each of them does for it:
+
+- **GPU Bazaar**: broker, callout, matcher, gateway, API and sellers, all separate processes. Every submission, match, claim and end is
+  signed, checked and on disk before anybody is told (`sync_interval: always`); each job has a price, a bill and a place in the read model.
+  One wallet may send 10,000 events a second; beyond a burst of 20,000, {MANY_QUEUED:,} submissions take ten seconds.
+- **HyperQueue**: the wheel's `LocalCluster`, one worker of eight `cpus` for every eight slots; server, workers and client in one process.
+  It is made without a journal (the wheel has no way to ask for one): nothing is stored, so it cannot be restarted. No signatures, no
+  prices. It gathers submissions for some milliseconds before it schedules: most of its start on an idle system is that.
+- **Dask**: one scheduler, one worker process of eight threads for every eight slots, no dashboard. Nothing is stored; no signatures. Its
+  {FEW_QUEUED:,} submissions are one call of `map`.
+- **Slurm**: one controller, one node, tuned as its guide for high throughput says (`sched/builtin`, `batch_sched_delay=0`,
+  `default_queue_depth=10000`, `sched_min_interval=1000`, `MinJobAge=2`, quiet logs), without accounting. It writes its state to disk every
+  few seconds, not before it answers. Its submissions are calls of `sbatch`; `srun` keeps a terminal and a process of its own for each job.
+"""
+
+
+def page(options: argparse.Namespace, figures: Figures, own: dict[str, float], told_of: dict[str, str]) -> str:
+    """The whole document."""
+    again = "python -m venv /tmp/peers && /tmp/peers/bin/pip install hyperqueue distributed   # and slurmctld slurmd slurm-client munge"
+    run = ".venv/bin/python benchmarks/against_peers.py --python /tmp/peers/bin/python --write"
+    return "\n\n".join(
+        [
+            "# How fast, measured against others",
+            f"Written by `benchmarks/against_peers.py` on {time.strftime('%Y-%m-%d', time.gmtime())}. {told_of['machine']}. "
+            f"{told_of['versions']}. "
+            f"`sync_interval: always`. {told_of['load']} {options.rounds} rounds, {told_of['minutes']} minutes.",
+            "## The same job on each",
+            peers_table(figures),
+            *([told_of["missing"]] if told_of["missing"] else []),
+            "## Targets",
+            aims_table(against(figures)),
+            "Without a broker, CPU time of one process. 10,000 nodes and 100,000 queued jobs, each with a price of its own, 1 to 8 GPUs, "
+            "five priorities, and a head of the queue that can never run:",
+            aims_table(alone(own)),
+            "## How it was measured",
+            HOW.strip(),
+            "## Again",
+            f"On a machine that does nothing else, as root (Slurm's daemons), from the root of the repository:\n\n```\n{again}\n{run}\n```",
+        ]
+    )
+
+
+def wrapped(text: str) -> str:
+    """Long paragraphs in lines of 140; tables, lists and commands as they are."""
+    blocks = [
+        block if block[:1] in "|-#`" or "```" in block or "\n" in block else textwrap.fill(block, 140, break_on_hyphens=False)
+        for block in text.split("\n\n")
+    ]
+    return "\n\n".join(blocks) + "\n"
 
 
 def main() -> None:
@@ -257,26 +232,22 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help=f"write {DOCUMENT.name}")
     options = parser.parse_args()
     found, missing = systems(options.python)
-    before = os.getloadavg()
-    figures = rounds(found, options.rounds)
-    page = "\n\n".join(
-        [
-            "# Against others, in one run",
-            f"Written by `python benchmarks/against_peers.py --write`. {versions(options.python)}; load {before[0]:.1f} at the beginning, "
-            f"{os.getloadavg()[0]:.1f} at the end; medians of {options.rounds} alternating rounds.",
-            "The same job that does nothing. "
-            f"Starts: {STARTS} one by one ({SLURM_STARTS} with Slurm), until the job's own process reads the clock. "
-            f"Drains: {DRAINED} jobs ({SLURM_DRAINED} with Slurm) of a full queue, Dask's with their submission. "
-            f"Submissions: {SUBMITTED} ({SLURM_SUBMITTED} with Slurm) from one client. The market's are signed, checked and on disk "
-            "(`sync_interval: always`); HyperQueue's and Dask's are stored nowhere, so neither can be restarted.",
-            table(figures),
-            ratios(figures),
-            *([f"Not here: {', '.join(missing)}."] if missing else []),
-        ]
-    )
-    print(page)
+    began, load = time.monotonic(), os.getloadavg()[0]
+    if load > QUIET:
+        print(f"the load is {load:.1f} before anything has begun: these figures will not be this machine's best", file=sys.stderr)
+    own = own_figures(options.rounds)
+    figures, loads = rounds(found, options.rounds)
+    words = {
+        "machine": machine(),
+        "versions": versions(options.python),
+        "load": f"Load {load:.1f} before the run; {min(loads):.1f} to {max(loads):.1f} before each figure, most of it the figure before.",
+        "minutes": f"{(time.monotonic() - began) / 60:.0f}",
+        "missing": f"Not here: {', '.join(missing)}." if missing else "",
+    }
+    text = wrapped(page(options, figures, own, words))
+    print(text)
     if options.write:
-        DOCUMENT.write_text(page + "\n")
+        DOCUMENT.write_text(text)
 
 
 if __name__ == "__main__":

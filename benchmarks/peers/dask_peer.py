@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 from distributed import Client, LocalCluster
+from stamps import Gate, Stamps, resident_bytes
 
 
 def stamp(number: int) -> int:
@@ -16,19 +20,13 @@ def stamp(number: int) -> int:
     return int(subprocess.run(["date", "+%s%N"], capture_output=True, check=True).stdout)
 
 
-def noop(number: int) -> int:
-    """The job: a process that does nothing."""
-    return subprocess.run(["true"], check=True).returncode
-
-
-def resident_bytes() -> int:
-    """Memory of this process, which holds client and scheduler both."""
-    status = Path("/proc/self/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1]) * 1024
+def run(argv: list[str]) -> int:
+    """The job: a process."""
+    return subprocess.run(argv, check=True).returncode
 
 
 def opened(slots: int) -> Client:
-    """A scheduler here, one worker process with so many threads for every eight slots."""
+    """A scheduler here, one worker process with eight threads for every eight slots."""
     return Client(LocalCluster(n_workers=slots // 8, threads_per_worker=8, processes=True, dashboard_address=None))
 
 
@@ -44,26 +42,47 @@ def start(count: int) -> list[float]:
 
 
 def drain(count: int, slots: int) -> float:
-    """Seconds for so many jobs, their submission counted in: there is no queue that could be filled before."""
+    """Seconds from the moment that all slots are free until the last job of a full queue has run."""
     with opened(slots) as client:
-        client.submit(noop, -1, pure=False).result()
-        began = time.perf_counter()
-        client.gather(client.map(noop, range(count), pure=False))
-        return time.perf_counter() - began
+        gate, stamps = Gate(Path("gate").absolute(), slots), Stamps(Path("drain").absolute(), count)
+        holding = client.map(run, [gate.argv(number) for number in range(slots)], pure=False)
+        gate.wait()
+        kept = client.map(run, [stamps.argv(number) for number in range(count)], pure=False)
+        until_known(client, count)
+        began = gate.open()
+        ended = stamps.wait()
+        client.gather([*holding, *kept])
+        return ended - began
 
 
-def submit(count: int) -> dict[str, float]:
-    """Jobs a second handed to the scheduler, and memory a job that waits for a resource that nobody has."""
+def until_known(client: Client, count: int) -> None:
+    """Return when the scheduler knows so many tasks."""
+    while len(client.cluster.scheduler.tasks) < count:
+        time.sleep(0.005)
+
+
+def queue(count: int) -> dict[str, float]:
+    """Jobs a second handed to the scheduler in one call, and memory a job that waits for a resource that nobody has; client and scheduler
+    share a process."""
     with opened(8) as client:
-        before, began = resident_bytes(), time.perf_counter()
-        kept = client.map(noop, range(count), pure=False, resources={"GPU": 1})
-        while len(client.cluster.scheduler.tasks) < count:
-            time.sleep(0.005)
+        before, began = resident_bytes(os.getpid()), time.perf_counter()
+        kept = client.map(run, [["true"] for _ in range(count)], pure=False, resources={"GPU": 1})
+        until_known(client, count)
         took_s = time.perf_counter() - began
-        figures = {"per_s": count / took_s, "bytes": (resident_bytes() - before) / count}
+        figures = {"per_s": count / took_s, "bytes": (resident_bytes(os.getpid()) - before) / count}
         client.cancel(kept)
         return figures
 
 
+def main() -> None:
+    """`start N`, `drain N SLOTS` or `queue N`."""
+    folder = tempfile.mkdtemp(prefix="bench-dask-")
+    os.chdir(folder)
+    try:
+        print(json.dumps({"start": start, "drain": drain, "queue": queue}[sys.argv[1]](*map(int, sys.argv[2:]))))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 if __name__ == "__main__":
-    print(json.dumps({"start": start, "drain": drain, "submit": submit}[sys.argv[1]](*map(int, sys.argv[2:]))))
+    main()

@@ -1,28 +1,31 @@
 """HyperQueue under the same no-op jobs, run by the interpreter of an environment that has its wheel: one figure, or several, as JSON.
 
-`LocalCluster` keeps nothing on disk, so there is no restart to measure. Its own waiting polls once a second; what is timed here is what
-the jobs themselves stamp.
+Its wheel holds no `hq` command, so server, client and workers are made by `LocalCluster`, which has no journal: nothing is on disk, and
+there is no restart to measure. A worker has the slots that it is told of, whatever the machine has.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from hyperqueue import Job
+from hyperqueue import Client, Job
 from hyperqueue.cluster import LocalCluster, WorkerConfig
+from stamps import Gate, Stamps, resident_bytes
 
 STAMP = ["date", "+%s%N"]
 
 
-def resident_bytes() -> int:
-    """Memory of this process, which holds client and server both."""
-    status = Path("/proc/self/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1]) * 1024
+def submit(client: Client, argv: list[str]) -> None:
+    """One job of one task; its output goes nowhere."""
+    job = Job()
+    job.program(argv, stdout=None, stderr=None)
+    client.submit(job)
 
 
 def stamped(path: Path) -> int:
@@ -49,37 +52,42 @@ def start(count: int) -> list[float]:
 
 
 def drain(count: int, slots: int) -> float:
-    """Seconds from the coming of the workers to the last stamp of a full queue."""
+    """Seconds from the moment that all slots are free until the last job of a full queue has run."""
     with LocalCluster() as cluster:
-        client = cluster.client()
-        paths = [Path(f"drain{number}").absolute() for number in range(count)]
-        for path in paths:
-            job = Job()
-            job.program(STAMP, stdout=path, stderr=None)
-            client.submit(job)
-        began_ns = time.time_ns()
         for _ in range(slots // 8):
             cluster.start_worker(WorkerConfig(cores=8))
-        return (max(stamped(path) for path in paths) - began_ns) / 1e9
+        client = cluster.client()
+        gate, stamps = Gate(Path("gate").absolute(), slots), Stamps(Path("drain").absolute(), count)
+        for number in range(slots):
+            submit(client, gate.argv(number))
+        gate.wait()
+        for number in range(count):
+            submit(client, stamps.argv(number))
+        began = gate.open()
+        return stamps.wait() - began
 
 
-def submit(count: int) -> dict[str, float]:
-    """Submissions a second that are answered one by one, and memory a queued job."""
+def queue(count: int) -> dict[str, float]:
+    """Submissions a second that are answered one by one, and memory a queued job; server and client share a process."""
     with LocalCluster() as cluster:
         client = cluster.client()
-        before, began = resident_bytes(), time.perf_counter()
+        for _ in range(100):
+            submit(client, ["true"])
+        before, began = resident_bytes(os.getpid()), time.perf_counter()
         for _ in range(count):
-            job = Job()
-            job.program(["true"], stdout=None, stderr=None)
-            client.submit(job)
+            submit(client, ["true"])
         took_s = time.perf_counter() - began
-        return {"per_s": count / took_s, "bytes": (resident_bytes() - before) / count}
+        return {"per_s": count / took_s, "bytes": (resident_bytes(os.getpid()) - before) / count}
 
 
 def main() -> None:
-    """`start N`, `drain N SLOTS` or `submit N`."""
-    os.chdir(tempfile.mkdtemp(prefix="bench-hq-"))
-    print(json.dumps({"start": start, "drain": drain, "submit": submit}[sys.argv[1]](*map(int, sys.argv[2:]))))
+    """`start N`, `drain N SLOTS` or `queue N`."""
+    folder = tempfile.mkdtemp(prefix="bench-hq-")
+    os.chdir(folder)
+    try:
+        print(json.dumps({"start": start, "drain": drain, "queue": queue}[sys.argv[1]](*map(int, sys.argv[2:]))))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":
