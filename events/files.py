@@ -28,6 +28,8 @@ CHUNK_BYTES = 128 * 1024
 WINDOW = 8
 """Chunks in flight."""
 PUT_TRIES = 4
+ASKED_AGAIN_S = (0.3, 0.6, 1.2, 0.0)
+"""How long to wait before a question is asked again; 0: no more."""
 FILES_MAX = 10_000
 DEPTH_MAX = 32
 PATH_BYTES_MAX = 1024
@@ -292,15 +294,16 @@ async def _get(
 
 
 async def _asked(ask: Ask, request: FilesRequest) -> FilesAnswer:
-    """The store's answer; its "no" as Refused. A lost answer is asked for again: every operation may be repeated."""
-    for attempt in range(4):
+    """The store's answer; its "no" as Refused. What was lost, or asked when too much was, is asked again: all of it may be repeated."""
+    for pause_s in ASKED_AGAIN_S:
         try:
             answer = await ask(request)
-            break
+            if not pause_s or answer.failure is None or answer.failure.code != Refusal.RATE_LIMITED:
+                break
         except MarketUnreachable:
-            if attempt == 3:
+            if not pause_s:
                 raise
-            await asyncio.sleep(0.3 * 2**attempt)
+        await asyncio.sleep(pause_s)
     if answer.failure is not None:
         code = answer.failure.code
         raise Refused(Refusal(code) if code in set(Refusal) else Refusal.MALFORMED, answer.failure.detail)

@@ -24,7 +24,9 @@ CONNECT_TIMEOUT_S = 5
 CLOSE_TIMEOUT_S = 2.0
 PING_INTERVAL_S = 10
 BACKLOG_MAX = 65_536
-"""Messages that wait for one subscription's slow callback; beyond it they are dropped, as the broker would."""
+BACKLOG_BYTES_MAX = 256 << 20
+"""Messages that wait for one subscription's slow callback, and their bytes; beyond it they are dropped, as the broker would."""
+COMPLAIN_EVERY = 1_000
 ANSWERS = "Bazaar-Answers"
 """The header in which a service says what it answers."""
 HINT = "is the market running? `bazaar-market status` says so on its machine"
@@ -177,6 +179,7 @@ class Subscription:
         self._forget = forget
         self._workers: list[asyncio.Task[None]] = []
         self._waiting: asyncio.Queue[Message] = asyncio.Queue(BACKLOG_MAX)
+        self._waiting_bytes = self._dropped = 0
         self._sink: Sink = callback  # type: ignore[assignment]
         if inspect.iscoroutinefunction(callback):
             self._sink = self._enqueue
@@ -197,14 +200,18 @@ class Subscription:
         self.sid = await client.attach(self.subject, self._queue, self._sink)
 
     def _enqueue(self, message: Message) -> None:
-        try:
-            self._waiting.put_nowait(message)
-        except asyncio.QueueFull:
-            log.warning("%s: too slow, a message is dropped", self.subject)
+        if self._waiting.full() or self._waiting_bytes + len(message.data) > BACKLOG_BYTES_MAX:
+            if self._dropped % COMPLAIN_EVERY == 0:
+                log.warning("%s: too slow, messages are dropped; %d before", self.subject, self._dropped)
+            self._dropped += 1
+            return
+        self._waiting_bytes += len(message.data)
+        self._waiting.put_nowait(message)
 
     async def _work(self) -> None:
         while True:
             message = await self._waiting.get()
+            self._waiting_bytes -= len(message.data)
             try:
                 await self._callback(message)  # type: ignore[misc]
             except Exception:

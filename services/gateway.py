@@ -22,6 +22,7 @@ from events.files import MANIFEST_BYTES_MAX, HostileManifest, decode_manifest
 from events.nats_client import Message
 from events.nats_log import NatsLog
 from events.reasons import Refusal
+from events.stepping import end_all
 from events.streams import ensure_streams
 from events.values import BlobRef
 from events.wire import Failure, FilesAnswer, FilesRequest, OldJob, OutputAnswer, OutputFrame
@@ -33,15 +34,15 @@ from services.follower import Follower, restore
 from services.market_keys import MarketKeys
 from services.output_store import OutputStore
 from services.secret_rules import box_of
+from services.waiting_room import Places, WaitingRoom
 
 log = structlog.get_logger("files")
 
 OLD_JOB_S = 1.0
 LAG_S = 3.0
 """How long a question waits for the fold to see the match that it is about."""
-CONCURRENCY = 128
-WAITING_PER_WALLET = 8
-"""Questions of one wallet that may wait so; the others are answered from the fold as it is, so that nobody can take all the places."""
+PLACES = 128
+"""Questions about files that are answered at once, and as many frames of output."""
 IDLE_CHECK_S = 60.0
 MANIFESTS_KNOWN = 2000
 
@@ -55,8 +56,8 @@ class Gateway:
         self._follower = follower
         self._blobs = BlobStore(connection)
         self._output = OutputStore(connection)
-        self._folded = asyncio.Condition()
-        self._waiting: dict[str, int] = {}
+        self._files_places, self._output_places = Places(PLACES), Places(PLACES)
+        self._room = WaitingRoom()
         self._manifests: dict[str, frozenset[str]] = {}
 
     @property
@@ -67,17 +68,21 @@ class Gateway:
     async def start(self) -> None:
         """Learn what is stored, then answer. Raises LogUnavailable."""
         await self._blobs.load()
-        await self._connection.subscribe("rpc.files.*", self._on_files, concurrency=CONCURRENCY)
-        await self._connection.subscribe("output.*.*.*.*", self._on_output, concurrency=CONCURRENCY)
+        await self._connection.subscribe("rpc.files.*", self._on_files)
+        await self._connection.subscribe("output.*.*.*.*", self._on_output)
+
+    async def close(self) -> None:
+        """Answer nobody any more."""
+        await self._files_places.close()
+        await self._output_places.close()
 
     async def follow(self, ledger: NatsLog) -> None:
         """Fold the ledger for ever. Raises LogCorrupt."""
         while True:
             try:
                 async for stored in ledger.follow(self.market.pages):
-                    self._follower.fold(stored)
-                    async with self._folded:
-                        self._folded.notify_all()
+                    _, folded = self._follower.fold(stored)
+                    self._room.changed({getattr(record.event, "job_id", "") for record, _ in folded})
             except LogUnavailable as error:
                 log.warning("the ledger is not available", why=error.why or str(error))
                 await asyncio.sleep(0.2)
@@ -94,9 +99,11 @@ class Gateway:
     # --- files ---
 
     async def _on_files(self, message: Message) -> None:
+        if message.reply:
+            await self._files_places.give(lambda: self._files(message))
+
+    async def _files(self, message: Message) -> None:
         wallet = message.subject.rpartition(".")[2]
-        if not message.reply:
-            return
         try:
             request = wire.decode(message.data, FilesRequest)
             answer = await self._answer(wallet, request)
@@ -224,13 +231,17 @@ class Gateway:
     # --- output ---
 
     async def _on_output(self, message: Message) -> None:
+        if message.reply:
+            await self._output_places.give(lambda: self._frame(message))
+
+    async def _frame(self, message: Message) -> None:
         _, seller, buyer, job_id, token = message.subject.split(".")
-        if not message.reply:
-            return
         try:
             answer = await self._record(seller, buyer, job_id, token, wire.decode(message.data, OutputFrame))
         except Malformed:
             answer = OutputAnswer(failure=Failure(code=Refusal.MALFORMED))
+        except Refused as error:
+            answer = OutputAnswer(failure=Failure(code=error.refusal, detail=error.why))
         except LogUnavailable as error:
             log.warning("output was not recorded", job=job_id, why=error.why or str(error))
             return
@@ -240,7 +251,8 @@ class Gateway:
         def is_there(job: Job) -> bool:
             return job.run is not None and job.run.epoch >= frame.epoch and bool(job.run.output_token)
 
-        job = await self._when(seller, job_id, is_there)
+        size_bytes = sum(len(chunk.data) for chunk in frame.chunks)
+        job = await self._when(seller, job_id, is_there, places=self._output_places, size_bytes=size_bytes)
         run = None if job is None else job.run
         if job is None or run is None or run.node_wallet != seller or job.buyer != buyer or run.output_token != token:
             return OutputAnswer(failure=Failure(code=Refusal.NOT_YOURS))
@@ -252,25 +264,19 @@ class Gateway:
 
     # --- both ---
 
-    async def _when(self, asker: str, job_id: str, holds: Callable[[Job], bool]) -> Job | None:
-        """The job once this holds of it; the fold may be a moment behind who asks. The job as it is, or None, when it does not come."""
+    async def _when(
+        self, asker: str, job_id: str, holds: Callable[[Job], bool], *, places: Places | None = None, size_bytes: int = 0
+    ) -> Job | None:
+        """The job once this holds of it; the fold may be a moment behind who asks. The job as it is, or None, when it does not come.
+        Raises Refused when too many wait."""
 
         def settled() -> bool:
             job = self.market.jobs.get(job_id)
             return job is not None and (job.state in TERMINAL or holds(job))
 
-        waiting = self._waiting.get(asker, 0)
-        if waiting < WAITING_PER_WALLET and not settled():
-            self._waiting[asker] = waiting + 1
-            try:
-                async with self._folded, asyncio.timeout(LAG_S):
-                    await self._folded.wait_for(settled)
-            except TimeoutError:
-                pass
-            finally:
-                self._waiting[asker] -= 1
-                if not self._waiting[asker]:
-                    del self._waiting[asker]
+        if not settled():
+            async with (places or self._files_places).aside():
+                await self._room.wait(asker, job_id, settled, size_bytes=size_bytes, timeout_s=LAG_S)
         return self.market.jobs.get(job_id)
 
     async def _reply(self, question: Message, data: bytes) -> None:
@@ -316,6 +322,6 @@ async def serve(broker: str, keys: MarketKeys, *, snapshot_file: Path, until: as
                 assert isinstance(failure, (LogCorrupt, BazaarError)), failure
                 raise failure
     finally:
-        for ending in (*work, stopped):
-            ending.cancel()
+        await end_all((*work, stopped))
+        await gateway.close()
         await connection.close()
