@@ -21,8 +21,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from seller_agent.runners.docker_engine.daemon import clocks
 from seller_agent.runners.docker_engine.daemon.host import socket_of
-from seller_agent.runners.docker_engine.guard import files as guard_files
 from seller_agent.runners.docker_engine.profile import container_name
 from seller_agent.runners.docker_engine.runner import DockerRunner
 from seller_agent.runners.docker_engine.sdk import SdkEngine
@@ -64,7 +64,7 @@ def spec_of(home: Path, number: int, image: str) -> RunSpec:
         image=image,
         memory_mib=256,
         timeout_s=60,
-        lease_until_boot_ms=guard_files.boot_ms() + 3_600_000,
+        lease_until_boot_ms=clocks.boot_ms() + 3_600_000,
     )
 
 

@@ -1,1 +1,1 @@
-"""What is known of an attempt, what follows from it, and how it ended. Decided here, carried out in `runs`."""
+"""What is known of an attempt, what follows from it, how it ended, and whom it is told. Decided here, carried out in `runs`."""

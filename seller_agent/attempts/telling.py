@@ -8,7 +8,7 @@ from collections.abc import Callable
 from events.jobs import AttemptEvent
 from events.wire import Outcome
 from seller_agent.attempts.attempt import Attempt
-from seller_agent.link import Market
+from seller_agent.attempts.link import Market
 
 Answered = Callable[[Attempt, AttemptEvent, Outcome], None]
 

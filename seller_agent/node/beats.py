@@ -16,7 +16,7 @@ from events.wire import Beat, BeatAnswer, BeatCard, BeatLease
 from seller_agent.attempts.attempt import Attempt, Run, Standing, Work
 from seller_agent.attempts.decisions import guard_until_ms
 from seller_agent.attempts.journal import Journal, Leases
-from seller_agent.link import Market
+from seller_agent.attempts.link import Market
 from seller_agent.runners.runner import Runner, RunnerError
 from seller_agent.runs.hands import Hands, boot_ms
 

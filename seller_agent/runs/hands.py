@@ -27,8 +27,8 @@ from seller_agent.attempts.decisions import GRACE_S, Do, Node, decide, guard_unt
 from seller_agent.attempts.end_lines import EndLines
 from seller_agent.attempts.endings import end_event, failure_reason, plain
 from seller_agent.attempts.journal import Journal, JournalError
+from seller_agent.attempts.link import Market
 from seller_agent.attempts.telling import Teller
-from seller_agent.link import Market
 from seller_agent.runners import workspace
 from seller_agent.runners.runner import RunCard, Runner, RunnerError, RunSpec, RunState, RunStatus, StopReason, run_folder
 from seller_agent.runs.preparing import fault_of, fetch_inputs, make_spec

@@ -13,7 +13,7 @@ from events.reasons import Reason, Refusal
 from seller_agent.attempts.attempt import Attempt
 from seller_agent.attempts.decisions import GRACE_S, run_time_s
 from seller_agent.attempts.endings import failure_reason
-from seller_agent.link import Market
+from seller_agent.attempts.link import Market
 from seller_agent.runners import workspace
 from seller_agent.runners.runner import RunCard, RunnerError, RunSpec
 from seller_agent.runs.secret_files import SecretMissing

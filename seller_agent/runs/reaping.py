@@ -12,7 +12,8 @@ from pathlib import Path
 
 import msgspec
 
-from seller_agent.runners.docker_engine.guard.files import boot_ms, due, read_stop
+from seller_agent.runners.docker_engine.daemon.clocks import boot_ms
+from seller_agent.runners.docker_engine.guard.files import due, read_stop
 from seller_agent.runners.docker_engine.guard.guard import Guard, container_state, reap
 from seller_agent.runners.docker_engine.profile import NAME_PREFIX
 from seller_agent.runners.process.link import launch

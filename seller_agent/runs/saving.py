@@ -19,7 +19,7 @@ from events.reasons import Reason
 from events.values import BlobRef, JobKind
 from events.wire import OutputAnswer, OutputFrame
 from seller_agent.attempts.attempt import Attempt, Run, Saved
-from seller_agent.link import Market
+from seller_agent.attempts.link import Market
 from seller_agent.runners import workspace
 from seller_agent.runners.runner import run_folder
 from seller_agent.runners.workspace import Collected

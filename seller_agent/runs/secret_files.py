@@ -22,7 +22,7 @@ from events.errors import BazaarError, MarketUnreachable
 from events.reasons import Refusal
 from events.wire import FilesRequest
 from seller_agent.attempts.attempt import Attempt
-from seller_agent.link import Market
+from seller_agent.attempts.link import Market
 
 LINK = "secrets"
 REGISTRY_AUTH = "REGISTRY_AUTH"

@@ -24,7 +24,7 @@ from events.jobs import AttemptEvent, SessionReady, UsageRecorded
 from events.market import Policy
 from seller_agent.attempts.attempt import Attempt, Run, Stop
 from seller_agent.attempts.endings import plain
-from seller_agent.link import Market
+from seller_agent.attempts.link import Market
 from seller_agent.runners.runner import Runner, RunnerError, Stream
 from seller_agent.sessions import work as session_work
 from seller_agent.sessions.session import Access, is_session, no_notebook_there, read_access

@@ -17,7 +17,7 @@ import pytest
 from integration import docker_engine
 from integration.docker_engine import IMAGE, Engine
 
-from seller_agent.runners.docker_engine.guard import files as guard_files
+from seller_agent.runners.docker_engine.daemon import clocks
 from seller_agent.runners.docker_engine.runner import DockerRunner
 from seller_agent.runners.runner import RunKey, RunSpec, RunStatus, run_folder
 
@@ -51,7 +51,7 @@ class Home:
             memory_mib=64,
             timeout_s=60,
             grace_s=2,
-            lease_until_boot_ms=guard_files.boot_ms() + FAR_MS,
+            lease_until_boot_ms=clocks.boot_ms() + FAR_MS,
         )
         return msgspec.structs.replace(spec, **changes)
 

@@ -17,7 +17,8 @@ from integration.test_agent_crashes import end_supervisor
 from integration.test_agent_docker import ContainerAgent
 
 from events.reasons import Reason
-from seller_agent.runners.docker_engine.guard.files import boot_ms, process_start_ticks, read_json, write_json
+from seller_agent.runners.docker_engine.daemon.clocks import boot_ms, process_start_ticks
+from seller_agent.runners.docker_engine.guard.files import read_json, write_json
 from seller_agent.runs.reaping import reap_node
 
 __all__ = ["a_market", "engine", "some_nodes", "world"]  # the fixtures

@@ -20,11 +20,11 @@ import pytest
 from integration.docker_engine import IMAGE, Engine, root_file_system, until, why_no_engine
 from integration.egress_world import FAR_LAN, INTERNET, LAN, METADATA, PORT, SELLER, Agent, World
 
+from seller_agent.runners.docker_engine.daemon import clocks
 from seller_agent.runners.docker_engine.egress import firewall as docker_firewall
 from seller_agent.runners.docker_engine.egress import network as docker_egress
 from seller_agent.runners.docker_engine.egress.firewall import closed_networks
 from seller_agent.runners.docker_engine.egress.network import Egress, EgressRefused
-from seller_agent.runners.docker_engine.guard import files as guard_files
 from seller_agent.runners.docker_engine.sdk import SdkEngine
 from seller_agent.runners.runner import RunKey, RunSpec, run_folder
 
@@ -53,7 +53,7 @@ class Seller:
             network=network,
             memory_mib=64,
             timeout_s=60,
-            lease_until_boot_ms=guard_files.boot_ms() + 3_600_000,
+            lease_until_boot_ms=clocks.boot_ms() + 3_600_000,
         )
         return str(self.agent.ask("run", spec=msgspec.to_builtins(spec)))
 

@@ -20,6 +20,7 @@ from integration.docker_engine import IMAGE, Engine, Registry, engine, registry,
 from integration.docker_home import FAR_MS, Home, home, kill, output, quiet, run, runner
 
 from seller_agent.runners.docker_engine import runner as docker_runner
+from seller_agent.runners.docker_engine.daemon import clocks
 from seller_agent.runners.docker_engine.daemon.streams import EngineStream
 from seller_agent.runners.docker_engine.guard import files as guard_files
 from seller_agent.runners.docker_engine.images.store import ImageTerms
@@ -86,7 +87,7 @@ async def test_every_step_may_be_repeated(home: Home, runner: DockerRunner) -> N
     for _ in range(2):
         await runner.remove(spec.key)
     await runner.stop(spec.key, StopReason.ASKED, 1)
-    await runner.renew(spec.key, guard_files.boot_ms() + FAR_MS)
+    await runner.renew(spec.key, clocks.boot_ms() + FAR_MS)
     assert "once\n" == (Path(spec.folder) / "out" / "runs").read_text()
     assert [] == home.engine.names()
 
@@ -150,7 +151,7 @@ async def test_a_prepared_job_that_is_stopped_never_starts(home: Home, runner: D
 
 
 async def test_a_job_whose_lease_is_over_never_starts(home: Home, runner: DockerRunner) -> None:
-    spec = home.spec("echo ran", lease_until_boot_ms=guard_files.boot_ms() - 1)
+    spec = home.spec("echo ran", lease_until_boot_ms=clocks.boot_ms() - 1)
     await runner.prepare(spec, quiet)
     status = await runner.start(spec)
     assert (RunState.EXITED, StopReason.LEASE) == (status.state, status.stop_reason)
@@ -346,11 +347,11 @@ def stop_reason_of(spec: RunSpec) -> str | None:
 
 
 async def test_with_the_agent_dead_the_lease_still_ends_the_job_in_time(home: Home) -> None:
-    spec = home.spec(IGNORES_TERM, lease_until_boot_ms=guard_files.boot_ms() + 9_000, grace_s=1)
+    spec = home.spec(IGNORES_TERM, lease_until_boot_ms=clocks.boot_ms() + 9_000, grace_s=1)
     kill(home.agent(spec, "running"))
     name = container_name(spec.key)
     state = until(lambda: (state := home.engine.state(name))["Status"] == "exited" and state, "the guard to end the job")
-    ended_boot_ms = guard_files.boot_ms() - (guard_files.unix_ms() - (parse_time_ms(state["FinishedAt"]) or 0))
+    ended_boot_ms = clocks.boot_ms() - (clocks.unix_ms() - (parse_time_ms(state["FinishedAt"]) or 0))
     assert ended_boot_ms <= spec.lease_until_boot_ms
     [status] = await adopt_afresh(home)
     assert (RunState.EXITED, 137, StopReason.LEASE) == (status.state, status.exit_code, status.stop_reason)
@@ -369,11 +370,11 @@ async def test_with_the_agent_dead_the_deadline_still_ends_the_job(home: Home) -
 
 
 async def test_a_renewed_lease_lets_the_job_go_on(home: Home, runner: DockerRunner) -> None:
-    spec = home.spec("echo up; while [ ! -e /job/go ]; do usleep 20000; done; echo done", lease_until_boot_ms=guard_files.boot_ms() + 8_000)
+    spec = home.spec("echo up; while [ ! -e /job/go ]; do usleep 20000; done; echo done", lease_until_boot_ms=clocks.boot_ms() + 8_000)
     await runner.prepare(spec, quiet)
     await runner.start(spec)
-    await runner.renew(spec.key, guard_files.boot_ms() + FAR_MS)
-    await asyncio.to_thread(until, lambda: guard_files.boot_ms() > spec.lease_until_boot_ms, "the first lease to be over")
+    await runner.renew(spec.key, clocks.boot_ms() + FAR_MS)
+    await asyncio.to_thread(until, lambda: clocks.boot_ms() > spec.lease_until_boot_ms, "the first lease to be over")
     (Path(spec.folder) / "job" / "go").touch()
     status = await runner.wait(spec.key)
     assert (0, None, "up\ndone\n") == (status.exit_code, status.stop_reason, output(spec))
@@ -393,11 +394,11 @@ async def test_a_dead_guard_is_replaced(home: Home, runner: DockerRunner) -> Non
     await runner.prepare(spec, quiet)
     first = await asyncio.to_thread(until, home.guard_pid, "the guard")
     os.kill(first, signal.SIGKILL)
-    await asyncio.to_thread(until, lambda: guard_files.process_start_ticks(first) is None, "the guard's end")
+    await asyncio.to_thread(until, lambda: clocks.process_start_ticks(first) is None, "the guard's end")
     await runner.start(spec)
     second = await asyncio.to_thread(until, lambda: home.guard_pid() != first and home.guard_pid(), "another guard")
     assert first != second
-    await runner.renew(spec.key, guard_files.boot_ms() + 1)
+    await runner.renew(spec.key, clocks.boot_ms() + 1)
     assert StopReason.LEASE == (await runner.wait(spec.key)).stop_reason
 
 
@@ -407,9 +408,9 @@ async def test_a_guard_with_nothing_to_guard_ends_with_its_agent(home: Home) -> 
     await run(runner, spec)
     await runner.remove(spec.key)
     pid = home.guard_pid()
-    assert pid is not None and guard_files.process_start_ticks(pid) is not None
+    assert pid is not None and clocks.process_start_ticks(pid) is not None
     await runner.close()
-    await asyncio.to_thread(until, lambda: guard_files.process_start_ticks(pid) is None, "the guard's end", 20)
+    await asyncio.to_thread(until, lambda: clocks.process_start_ticks(pid) is None, "the guard's end", 20)
 
 
 async def test_reap_ends_what_is_over_when_no_guard_is_left(home: Home) -> None:
@@ -421,7 +422,7 @@ async def test_reap_ends_what_is_over_when_no_guard_is_left(home: Home) -> None:
     file = home.folder / "guard" / f"{spec.key.name}.json"
     watch = guard_files.read_watch(file)
     assert watch is not None
-    guard_files.write_watch(file, dataclasses.replace(watch, lease_until_boot_ms=guard_files.boot_ms()))
+    guard_files.write_watch(file, dataclasses.replace(watch, lease_until_boot_ms=clocks.boot_ms()))
     assert "running" == home.engine.state(container_name(spec.key))["Status"]
     subprocess.run([sys.executable, "-m", "seller_agent.runners.docker_engine.guard.guard", "--reap", str(home.folder)], check=True)
     assert "exited" == home.engine.state(container_name(spec.key))["Status"]
@@ -434,7 +435,7 @@ async def test_reap_ends_a_container_that_nobody_watches_any_more(home: Home, ru
     name, watch = container_name(spec.key), home.folder / "guard" / f"{spec.key.name}.json"
     body = home.engine.ask("GET", f"/containers/{name}/json")[1]
     home.engine.ask("DELETE", f"/containers/{name}?force=1")
-    labels = {**body["Config"]["Labels"], guard_files.DEADLINE_LABEL: str(guard_files.unix_ms() - 1)}
+    labels = {**body["Config"]["Labels"], guard_files.DEADLINE_LABEL: str(clocks.unix_ms() - 1)}
     SdkEngine(home.engine.socket, 1).create(name, {"Image": IMAGE, "Cmd": ["sleep", "1000"], "Labels": labels})
     home.engine.ask("POST", f"/containers/{name}/start")
     watch.unlink()
@@ -515,8 +516,8 @@ async def test_with_the_daemon_down_the_guard_still_ends_the_job(home: Home, run
     pid = guard_files.read_watch(home.folder / "guard" / f"{spec.key.name}.json").pid  # type: ignore[union-attr]
     assert pid is not None
     await asyncio.to_thread(restarted.stop)
-    await runner.renew(spec.key, guard_files.boot_ms() + 1)
-    await asyncio.to_thread(until, lambda: guard_files.process_start_ticks(pid) is None, "the job's first process to end")
+    await runner.renew(spec.key, clocks.boot_ms() + 1)
+    await asyncio.to_thread(until, lambda: clocks.process_start_ticks(pid) is None, "the job's first process to end")
 
 
 async def test_without_a_daemon_the_error_says_what_to_look_at(tmp_path: Path) -> None:

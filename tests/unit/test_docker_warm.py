@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from seller_agent.runners.docker_engine.daemon import clocks
 from seller_agent.runners.docker_engine.guard import files as guard_files
 from seller_agent.runners.docker_engine.images.store import canonical
 from seller_agent.runners.docker_engine.images.warm import CHANGE_EVERY_MS, ORDER_EVERY_MS, WARM_MAX, UseTable
@@ -15,7 +16,7 @@ from seller_agent.runners.docker_engine.images.warm import CHANGE_EVERY_MS, ORDE
 def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> UseTable:
     """A table whose clock goes on by a second with every look."""
     clock = iter(range(1_000, 10**9, 1_000))
-    monkeypatch.setattr(guard_files, "unix_ms", lambda: next(clock))
+    monkeypatch.setattr(clocks, "unix_ms", lambda: next(clock))
     return UseTable(tmp_path / "home" / "images.json")
 
 

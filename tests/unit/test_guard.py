@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from seller_agent.runners.docker_engine.daemon import clocks
 from seller_agent.runners.docker_engine.guard import files as guard_files
 from seller_agent.runners.docker_engine.guard import guard
 from seller_agent.runners.docker_engine.guard.files import Due, StopRecord, Watch, due
@@ -69,7 +70,7 @@ def test_a_watch_is_read_as_written_and_a_torn_one_is_none(tmp_path: Path) -> No
 def test_a_changed_watch_is_noticed_between_rounds(tmp_path: Path) -> None:
     (tmp_path / "runner").mkdir()
     watching = guard.Guard(tmp_path)
-    alive = watch_of(tmp_path, boot_id=watching.boot, lease_until_boot_ms=guard_files.boot_ms() + FROM_NOW_MS)
+    alive = watch_of(tmp_path, boot_id=watching.boot, lease_until_boot_ms=clocks.boot_ms() + FROM_NOW_MS)
     guard_files.write_watch(tmp_path / "x.json", alive)
     for lease_ms in (FROM_NOW_MS, FROM_NOW_MS + 1, 0):
         changed = watch_of(tmp_path, boot_id=watching.boot, lease_until_boot_ms=lease_ms)
@@ -117,11 +118,11 @@ def test_a_run_that_comes_as_the_guard_goes_keeps_it(tmp_path: Path, monkeypatch
         path.unlink()
         return None
 
-    close, lease_ms = os.close, guard_files.boot_ms() + FROM_NOW_MS
+    close, lease_ms = os.close, clocks.boot_ms() + FROM_NOW_MS
 
     def close_as_the_run_comes(descriptor: int) -> None:
         close(descriptor)
-        guard_files.write_watch(path, watch_of(tmp_path, boot_id=guard_files.boot_id(), lease_until_boot_ms=lease_ms))
+        guard_files.write_watch(path, watch_of(tmp_path, boot_id=clocks.boot_id(), lease_until_boot_ms=lease_ms))
 
     descriptor = guard.take_lock(tmp_path)
     monkeypatch.setattr(guard, "take_lock", late)

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import msgspec
 
 from seller_agent.runners.docker_engine import profile
+from seller_agent.runners.docker_engine.daemon import clocks
 from seller_agent.runners.docker_engine.daemon.host import container_pid, daemon_started_unix_ms
 from seller_agent.runners.docker_engine.daemon.streams import EngineStream, Follower, StreamFailed
 from seller_agent.runners.docker_engine.guard import files as guard_files
@@ -104,7 +105,7 @@ class Runs:
 
     def host(self, *, afresh: bool = True) -> Host:
         """The daemon and its machine; an answer of the last minute will do when not `afresh`."""
-        now = guard_files.boot_ms()
+        now = clocks.boot_ms()
         if afresh or self._host is None or now - self._host_asked_ms > HOST_FRESH_MS:
             self._host, self._host_asked_ms = Host.from_info(self._engine.info(), os.geteuid()), now
         return self._host
@@ -150,7 +151,7 @@ class Runs:
             raise RunnerError("image_refused", f"The image declares {len(volumes)} volumes, more than {profile.MAX_IMAGE_VOLUMES}.")
         name = profile.container_name(spec.key)
         table = profile.controls(spec, host, volumes, self._network(spec))
-        marks = profile.labels(spec, home=self._home, node=self._node_id, created_unix_ms=guard_files.unix_ms(), image_digest=image.digest)
+        marks = profile.labels(spec, home=self._home, node=self._node_id, created_unix_ms=clocks.unix_ms(), image_digest=image.digest)
         created = self._engine.create(name, profile.create_body(spec, host, table, marks, image.image_id))
         inspected = self._engine.inspect(name)
         if inspected is None:
@@ -182,7 +183,7 @@ class Runs:
         status = self._status(record, inspected["State"])
         if status.state is not RunState.PREPARED:
             return status
-        now = guard_files.boot_ms()
+        now = clocks.boot_ms()
         watch = self._watches.change(record)
         if now >= watch.lease_until_boot_ms - guard_files.KILL_MARGIN_MS:
             self._say_stop(record, StopReason.LEASE, 0)
@@ -209,8 +210,8 @@ class Runs:
         started_unix = parse_time_ms(state.get("StartedAt"))
         if started_unix is None or record.starting_boot_ms is None:
             return record
-        now = guard_files.boot_ms()
-        started_boot = min(now, max(record.starting_boot_ms, now - (guard_files.unix_ms() - started_unix)))
+        now = clocks.boot_ms()
+        started_boot = min(now, max(record.starting_boot_ms, now - (clocks.unix_ms() - started_unix)))
         record = msgspec.structs.replace(record, started_boot_ms=started_boot, started_unix_ms=started_unix)
         write_record(record)
         pid = container_pid(inspected)
@@ -218,7 +219,7 @@ class Runs:
             record,
             deadline_boot_ms=started_boot + record.timeout_s * 1000,
             pid=pid,
-            pid_start_ticks=guard_files.process_start_ticks(pid) if pid is not None else None,
+            pid_start_ticks=clocks.process_start_ticks(pid) if pid is not None else None,
         )
         return record
 
@@ -261,7 +262,7 @@ class Runs:
                 raise Dropped
             try:
                 self._copy(record, follower, live=True)
-                ended_boot_ms = guard_files.boot_ms()
+                ended_boot_ms = clocks.boot_ms()
                 known = self._conclude(record, follower, Sight(**self._clocks(), ended_boot_ms=ended_boot_ms, daemon_lost=lost))
             except (EngineGone, ConnectionError, FileNotFoundError):
                 lost = True
@@ -378,13 +379,13 @@ class Runs:
         return record
 
     def _clocks(self) -> dict[str, Any]:
-        return {"boot_id": self._boot, "now_boot_ms": guard_files.boot_ms(), "now_unix_ms": guard_files.unix_ms()}
+        return {"boot_id": self._boot, "now_boot_ms": clocks.boot_ms(), "now_unix_ms": clocks.unix_ms()}
 
     def _status(self, record: RunRecord, state: Inspection) -> RunStatus:
         return status_of(record, state, guard_files.read_stop(record.folder), Sight(**self._clocks()))
 
     def _say_stop(self, record: RunRecord, reason: StopReason, grace_s: int) -> None:
-        now = guard_files.boot_ms()
+        now = clocks.boot_ms()
         said = StopRecord(reason=reason.value, boot_id=self._boot, term_boot_ms=now, kill_boot_ms=now + grace_s * 1000)
         guard_files.write_stop(record.folder, said)
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from seller_agent.runners.docker_engine.daemon.asking import ask, quoted
-from seller_agent.runners.docker_engine.guard.files import Watch, process_start_ticks
+from seller_agent.runners.docker_engine.daemon.clocks import process_start_ticks
+from seller_agent.runners.docker_engine.guard.files import Watch
 from seller_agent.runners.runner import RunUse
 
 PIDS_MAX = 4096

@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 
 from seller_agent.runners.docker_engine import profile
+from seller_agent.runners.docker_engine.daemon import clocks
 from seller_agent.runners.docker_engine.guard import files as guard_files
 from seller_agent.runners.docker_engine.guard.files import Watch
 from seller_agent.runners.docker_engine.guard.start import ensure_guard, hold_agent_lock
@@ -25,7 +26,7 @@ class Watches:
     """All of one home. Safe from any thread."""
 
     def __init__(self, guard_dir: Path, *, socket_path: str, home: str) -> None:
-        self.boot = guard_files.boot_id()
+        self.boot = clocks.boot_id()
         self._dir = guard_dir
         self._socket = socket_path
         self._home = home
@@ -54,7 +55,7 @@ class Watches:
                 socket=self._socket,
                 boot_id=self.boot,
                 grace_s=record.grace_s,
-                lease_until_boot_ms=guard_files.boot_ms() + UNKNOWN_LEASE_MS,
+                lease_until_boot_ms=clocks.boot_ms() + UNKNOWN_LEASE_MS,
                 deadline_boot_ms=record.started_boot_ms + record.timeout_s * 1000 if record.started_boot_ms is not None else None,
             )
             watch = dataclasses.replace(watch, **changes)  # type: ignore[arg-type]

@@ -1,1 +1,1 @@
-"""The Docker daemon of this machine: where it is, and how it is asked without the SDK."""
+"""Docker and the machine under it, without the SDK: where it is, how it is asked, and what clocks and process table tell."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from seller_agent.runners.docker_engine.guard import files as guard_files
+from seller_agent.runners.docker_engine.daemon import clocks
 from seller_agent.runners.runner import RunnerError
 
 DEFAULT_SOCKET = "/var/run/docker.sock"
@@ -46,10 +46,10 @@ def daemon_started_unix_ms(socket_path: str) -> int | None:
             connection.connect(socket_path)
             pid, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
         if pid and Path(f"/proc/{pid}/comm").read_text().strip() == "dockerd":
-            ticks = guard_files.process_start_ticks(pid)
+            ticks = clocks.process_start_ticks(pid)
             if ticks is not None:
                 started_boot_ms = ticks * 1000 // os.sysconf("SC_CLK_TCK")
-                return guard_files.unix_ms() - (guard_files.boot_ms() - started_boot_ms)
+                return clocks.unix_ms() - (clocks.boot_ms() - started_boot_ms)
         return Path("/var/run/docker.pid").stat().st_mtime_ns // 1_000_000
     except OSError:
         return None

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import threading
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -21,30 +20,6 @@ KILL_MARGIN_MS = 3_000
 HOME_LABEL = "gpubazaar.home"
 DEADLINE_LABEL = "gpubazaar.deadline_unix_ms"
 CONFIG_NAME = "guard.json"
-
-
-def boot_ms() -> int:
-    """Milliseconds of CLOCK_BOOTTIME: never set back, and counts while the machine is suspended."""
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
-
-
-def unix_ms() -> int:
-    """Milliseconds of the wall clock since 1970."""
-    return time.time_ns() // 1_000_000
-
-
-def boot_id() -> str:
-    """What tells this start of the machine from every other."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
-def process_start_ticks(pid: int) -> int | None:
-    """When a process started, in clock ticks since boot; with the pid it names the process for good. None when there is none."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    return int(text[text.rindex(")") + 2 :].split()[19])
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

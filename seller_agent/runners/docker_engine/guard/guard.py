@@ -2,8 +2,8 @@
 
 One small detached process per agent home. The Docker runner writes one file per run (see `files`) into a folder; the guard reads
 them, talks to the Docker socket by itself, and ends when there is nothing left to guard: a minute later while an agent lives, else at once.
-It imports the standard library, `files` and `daemon.asking` only, so that nothing else can break it; it must not start, remove or
-judge anything.
+It imports the standard library, `files` and two modules of `daemon` of the same kind, so that nothing else can break it; it must not
+start, remove or judge anything.
 `python -m seller_agent.runners.docker_engine.guard.guard --reap DIR` does one round and ends, for a timer.
 """
 
@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from seller_agent.runners.docker_engine.daemon.asking import ask, quoted
+from seller_agent.runners.docker_engine.daemon.clocks import boot_id, boot_ms, process_start_ticks, unix_ms
 from seller_agent.runners.docker_engine.guard.files import (
     CONFIG_NAME,
     DEADLINE_LABEL,
@@ -29,14 +30,10 @@ from seller_agent.runners.docker_engine.guard.files import (
     Due,
     StopRecord,
     Watch,
-    boot_id,
-    boot_ms,
     due,
-    process_start_ticks,
     read_json,
     read_stop,
     read_watch,
-    unix_ms,
     write_stop,
 )
 

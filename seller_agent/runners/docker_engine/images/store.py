@@ -17,8 +17,8 @@ import msgspec
 import structlog
 
 from events.images import allowed, full_name, repository
+from seller_agent.runners.docker_engine.daemon import clocks
 from seller_agent.runners.docker_engine.daemon.streams import Follower
-from seller_agent.runners.docker_engine.guard import files as guard_files
 from seller_agent.runners.docker_engine.images.logins import Login, read_logins, registry_of
 from seller_agent.runners.docker_engine.images.warm import ImageUse, UseTable
 from seller_agent.runners.runner import RunnerError
@@ -203,7 +203,7 @@ class ImageStore:
         digests, use = here.config["digests"], self._table.of(here.image_id)
         if not digests or ("@" in image and use is not None and not use.private):
             return False  # it never was in a registry, or its name cannot mean another one
-        key, now = (canonical(image), _whose(buyer)), guard_files.boot_ms()
+        key, now = (canonical(image), _whose(buyer)), clocks.boot_ms()
         proven_ms = self._proofs.get(key)
         if proven_ms is not None and now - proven_ms < self._terms.check_every_ms:
             return False
@@ -222,15 +222,15 @@ class ImageStore:
         if image != self._terms.default:
             if error.reason != "image_pull_timeout" or not is_known:
                 raise error
-            if self._away_until_ms.get(registry_of(image), 0) <= guard_files.boot_ms():
-                self._away_until_ms[registry_of(image)] = guard_files.boot_ms() + AWAY_MS
+            if self._away_until_ms.get(registry_of(image), 0) <= clocks.boot_ms():
+                self._away_until_ms[registry_of(image)] = clocks.boot_ms() + AWAY_MS
         log.warning("the image that is here serves, its registry did not confirm it", image=image, why=str(error))
 
     def _proven(self, key: tuple[str, str], image_id: str) -> None:
         with self._lock:
             if len(self._proofs) >= PROOFS_MAX:
                 self._proofs.clear()
-            self._proofs[key] = guard_files.boot_ms()
+            self._proofs[key] = clocks.boot_ms()
         if not key[1]:
             self._table.make_public(image_id)
 
@@ -295,7 +295,7 @@ class ImageStore:
 
     def warm(self) -> tuple[str, ...]:
         """Names of images that a job could use at once, the last used first; without those that only a login opens."""
-        return self._table.warm(guard_files.boot_ms())
+        return self._table.warm(clocks.boot_ms())
 
     def look(self, root: str) -> None:
         """Learn where Docker keeps images, and compare the table with what is there."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from events.values import ImageName
+from seller_agent.runners.docker_engine.daemon import clocks
 from seller_agent.runners.docker_engine.guard import files as guard_files
 
 WARM_MAX = 32
@@ -61,7 +62,7 @@ class UseTable:
         """A job uses it now."""
         with self._lock:
             use = self._uses.setdefault(image_id, ImageUse(image_id=image_id))
-            use.used_unix_ms = now = guard_files.unix_ms()
+            use.used_unix_ms = now = clocks.unix_ms()
             is_known = use.names[:1] == [name]
             if not is_known:
                 use.names = [name, *(other for other in use.names if other != name)][:NAMES_MAX]
@@ -76,7 +77,7 @@ class UseTable:
         with self._lock:
             if image_id not in self._uses:
                 self._uses[image_id] = ImageUse(
-                    image_id=image_id, names=[name], used_unix_ms=guard_files.unix_ms(), pulled=True, private=private
+                    image_id=image_id, names=[name], used_unix_ms=clocks.unix_ms(), pulled=True, private=private
                 )
                 self._write()
 
@@ -120,7 +121,7 @@ class UseTable:
             return self._told
 
     def _write(self) -> None:
-        self._written_unix_ms = guard_files.unix_ms()
+        self._written_unix_ms = clocks.unix_ms()
         self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         guard_files.write_json(self._path, {"images": msgspec.to_builtins(list(self._uses.values()))})
 
