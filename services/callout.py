@@ -2,7 +2,7 @@
 
 A wallet shows a session key (it signed the broker's nonce) and a delegation to that key; it gets exactly the subjects of
 `events/subjects.py`, until the delegation ends. Nobody without one is more than a guest who may ask `rpc.hello`. The broker
-does not enforce limits of a login in this mode, so connections are counted here, per wallet and broker.
+does not enforce limits of a login in this mode, so connections are counted here (`seats.py`), per wallet, per address and broker.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from events.reasons import Refusal
 from events.subjects import inbox_prefix, publish_allowed, rpc, subscribe_allowed
 from services import jwt
 from services.market_keys import MarketKeys, load_or_make
+from services.seats import REMEMBERED_MAX, Buckets, Seats, network_of
 
 QUESTION = "$SYS.REQ.USER.AUTH"
 ACCOUNT = "USERS"
@@ -41,13 +42,11 @@ CONNECTIONS_OF_GUESTS = 64
 GUEST_S = 60
 LOGIN_S_MAX = 86_400
 """A login ends after a day even when its delegation does not; clients come back within two seconds."""
-CONNECTING_S = 10.0
-"""For so long a granted connection counts although the broker does not list it yet."""
-
-FAILURES_IN_A_BURST = 20
-FAILURES_PER_S = 2.0
-"""Failed logins of one host beyond this are refused without looking at the signature again."""
-REMEMBERED_MAX = 10_000
+CONNECTIONS_PER_NETWORK, GUESTS_PER_NETWORK = 500, 16
+"""Wallets' connections, and guests', from one address (of IPv6: one /64): wallets cost nothing, so nobody is to take all the places of
+all wallets with them. Not counted for this machine: a proxy's connections come from it."""
+LIST_AGAIN_S = 5.0
+LISTED_MAX = 4096
 
 log = logging.getLogger("bazaar.callout")
 
@@ -86,6 +85,23 @@ def verifier(market_id: str) -> VerifyDelegation:
 class _Client(msgspec.Struct, frozen=True):
     id: int
     user: str = ""
+    host: str = ""
+
+
+class _Listed(msgspec.Struct, frozen=True):
+    """One connection in the broker's list."""
+
+    cid: int
+    ip: str = ""
+    authorized_user: str = ""
+
+
+class _Connections(msgspec.Struct, frozen=True):
+    connections: list[_Listed] | None = None
+
+
+class _List(msgspec.Struct, frozen=True):
+    data: _Connections
 
 
 class _Disconnect(msgspec.Struct, frozen=True):
@@ -96,62 +112,7 @@ class _Disconnect(msgspec.Struct, frozen=True):
 
 
 _disconnects = msgspec.json.Decoder(_Disconnect)
-
-
-class Buckets:
-    """How many more failures each host may have: a bucket per host that fills with time."""
-
-    def __init__(self) -> None:
-        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
-
-    def is_empty(self, host: str, now_s: float) -> bool:
-        """Whether this host has failed too often lately."""
-        return self._level(host, now_s) < 1
-
-    def take(self, host: str, now_s: float) -> None:
-        """Count a failure."""
-        self._left[host] = (max(0.0, self._level(host, now_s) - 1), now_s)
-        self._left.move_to_end(host)
-        while len(self._left) > REMEMBERED_MAX:
-            self._left.popitem(last=False)
-
-    def _level(self, host: str, now_s: float) -> float:
-        level, since_s = self._left.get(host, (float(FAILURES_IN_A_BURST), now_s))
-        return min(float(FAILURES_IN_A_BURST), level + (now_s - since_s) * FAILURES_PER_S)
-
-
-class Seats:
-    """How many connections each name has on each broker: granted here, corrected by what the broker lists.
-
-    The broker tells of every connection that ends, but may be missed; so a full name, or one not seen before, is asked about.
-    """
-
-    def __init__(self) -> None:
-        self._taken: OrderedDict[tuple[str, str], dict[int, float]] = OrderedDict()
-
-    def must_ask(self, broker: str, name: str, limit: int) -> bool:
-        """Whether the broker's own list is needed to say if there is a seat."""
-        return len(self._taken.get((broker, name), range(limit))) >= limit
-
-    def correct(self, broker: str, name: str, listed: set[int], now_s: float) -> None:
-        """Count what the broker lists, and what was granted so lately that it may not be listed yet."""
-        before = self._taken.pop((broker, name), {})
-        lately = {seat: granted_s for seat, granted_s in before.items() if now_s - granted_s < CONNECTING_S}
-        self._taken[broker, name] = {**dict.fromkeys(listed, 0.0), **lately}
-        while len(self._taken) > REMEMBERED_MAX:
-            self._taken.popitem(last=False)
-
-    def take(self, broker: str, name: str, seat: int, limit: int, now_s: float) -> bool:
-        """Whether there was a seat; if so it is taken."""
-        taken = self._taken.setdefault((broker, name), {})
-        if len(taken) >= limit:
-            return False
-        taken[seat] = now_s
-        return True
-
-    def leave(self, broker: str, name: str, seat: int) -> None:
-        """A connection has ended."""
-        self._taken.get((broker, name), {}).pop(seat, None)
+_lists = msgspec.json.Decoder(_List)
 
 
 @dataclass(frozen=True)
@@ -176,6 +137,12 @@ def guest_grant(now_s: int) -> Grant:
     return Grant(GUEST, permissions, now_s + GUEST_S, CONNECTIONS_OF_GUESTS)
 
 
+def _place_name(user: str, host: str) -> str:
+    """What a connection is counted as beside its wallet: where it comes from, guests apart; empty when that is not counted."""
+    network = network_of(host)
+    return network and f"{GUEST if user == GUEST else 'wallets'} at {network}"
+
+
 class Callout:
     """The service, over a connection in the account AUTH, with one in SYS to ask how many connections a wallet has."""
 
@@ -198,6 +165,8 @@ class Callout:
         self._known: OrderedDict[bytes, Login] = OrderedDict()
         self._buckets = Buckets()
         self._seats = Seats()
+        self._places = Seats()
+        self._listed_s: dict[str, float] = {}
 
     async def start(self) -> None:
         """Answer from now on, over all reconnects."""
@@ -234,19 +203,52 @@ class Callout:
 
     def _left(self, message: Message) -> None:
         event = _disconnects.decode(message.data)
-        self._seats.leave(event.server.id, event.client.user, event.client.id)
+        user, seat = event.client.user, event.client.id
+        self._seats.leave(event.server.id, user, seat)
+        self._places.leave(event.server.id, _place_name(user, event.client.host), seat)
 
     async def _decide(self, request: jwt.AuthorizationRequest) -> Grant:
         """What this connection gets. Raises Refused."""
         now_s = self._clock()
         grant = self._grant(request, now_s)
         broker, seat = request.server_id.id, request.client_info.id
+        place = _place_name(grant.name, request.client_info.host)
+        if place:
+            await self._take_place(broker, place, seat, GUESTS_PER_NETWORK if grant.name == GUEST else CONNECTIONS_PER_NETWORK, now_s)
+        try:
+            await self._take_seat(broker, grant, seat, now_s)
+        except Refused:
+            self._places.leave(broker, place, seat)
+            raise
+        return grant
+
+    async def _take_seat(self, broker: str, grant: Grant, seat: int, now_s: float) -> None:
+        """One of the wallet's connections. Raises Refused."""
         if self._seats.must_ask(broker, grant.name, grant.seats):
-            listed = await self._listed(broker, grant.name)
-            self._seats.correct(broker, grant.name, listed, now_s)
+            listed = await self._listed(broker, user=grant.name)
+            self._seats.correct(broker, grant.name, {one.cid for one in listed}, now_s)
         if not self._seats.take(broker, grant.name, seat, grant.seats, now_s):
             raise Refused(Refusal.QUOTA_EXCEEDED, f"{grant.seats} connections are open already.")
-        return grant
+
+    async def _take_place(self, broker: str, place: str, seat: int, limit: int, now_s: float) -> None:
+        """One of the connections from there. The broker's whole list is asked for once, and when a place seems full. Raises Refused."""
+        listed_s = self._listed_s.get(broker)
+        if listed_s is None or (self._places.is_full(broker, place, limit) and not 0 <= now_s - listed_s < LIST_AGAIN_S):
+            self._listed_s[broker] = now_s
+            await self._count_places(broker, now_s)
+        if not self._places.take(broker, place, seat, limit, now_s):
+            raise Refused(Refusal.QUOTA_EXCEEDED, f"{limit} connections from there are open already.")
+
+    async def _count_places(self, broker: str, now_s: float) -> None:
+        listed: dict[str, set[int]] = {}
+        try:
+            for one in await self._listed(broker):
+                listed.setdefault(_place_name(one.authorized_user, one.ip), set()).add(one.cid)
+        except Refused:
+            del self._listed_s[broker]
+            raise
+        listed.pop("", None)
+        self._places.correct_all(broker, listed, now_s)
 
     def _grant(self, request: jwt.AuthorizationRequest, now_s: float) -> Grant:
         host, options = request.client_info.host, request.connect_opts
@@ -257,7 +259,7 @@ class Callout:
                 return guest_grant(int(now_s))
             return wallet_grant(self._login(host, options, now_s), int(now_s), self._login_s_max)
         except Refused:
-            self._buckets.take(host, now_s)
+            self._buckets.take(network_of(host), now_s)
             raise
 
     def _login(self, host: str, options: jwt.ConnectOptions, now_s: float) -> Login:
@@ -266,7 +268,7 @@ class Callout:
         now_ms = int(now_s * 1000)
         login = self._known.get(remembered)
         if login is None:
-            if self._buckets.is_empty(host, now_s):
+            if self._buckets.is_empty(network_of(host), now_s):
                 raise Refused(Refusal.RATE_LIMITED)
             key_hex = jwt.decode_nkey(options.nkey, jwt.USER_PREFIX).hex()
             login = self._verify(options.auth_token, key_hex=key_hex, now_ms=now_ms)
@@ -277,14 +279,14 @@ class Callout:
             raise Refused(Refusal.KEY_EXPIRED)
         return login
 
-    async def _listed(self, broker: str, name: str) -> set[int]:
-        """The connections that a broker has for a name. Raises Refused when it cannot be asked."""
-        question = {"user": name, "auth": True, "acc": ACCOUNT, "limit": 1024}
+    async def _listed(self, broker: str, user: str | None = None) -> list[_Listed]:
+        """The connections that a broker has, of this name or of all wallets. Raises Refused when it cannot be asked."""
+        question = {"auth": True, "acc": ACCOUNT, "limit": LISTED_MAX} | ({} if user is None else {"user": user})
         try:
             answer = await self._system.request(f"$SYS.REQ.SERVER.{broker}.CONNZ", msgspec.json.encode(question), timeout_s=2)
-            return {int(connection["cid"]) for connection in msgspec.json.decode(answer)["data"]["connections"] or ()}
-        except (BazaarError, msgspec.MsgspecError, KeyError, TypeError, ValueError) as error:
-            log.warning("the broker could not be asked for the connections of %s: %r", name, error)
+            return _lists.decode(answer).data.connections or []
+        except (BazaarError, msgspec.MsgspecError) as error:
+            log.warning("the broker could not be asked for the connections of %s: %r", user or "all wallets", error)
             raise Refused(Refusal.RATE_LIMITED, "Connections cannot be counted just now.") from None
 
 

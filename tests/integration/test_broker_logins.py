@@ -14,8 +14,9 @@ from events.delegation import nkey_of
 from events.errors import ConnectionRefused
 from events.session import Session
 from events.subjects import intake, rpc
-from services import market_keys
-from services.callout import CONNECTIONS_PER_WALLET, FAILURES_IN_A_BURST
+from services import callout, market_keys
+from services.callout import CONNECTIONS_PER_WALLET
+from services.seats import FAILURES_IN_A_BURST
 
 __all__ = ["world"]  # the fixture
 
@@ -158,6 +159,47 @@ async def test_connections_are_counted_although_the_callout_began_anew(world: Wo
     await world.start_callout()
     await world.connect(login(session), "the last")
     await refused(world, login(session))
+
+
+@pytest.fixture
+def few_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This machine counts like any other, and has three places."""
+    monkeypatch.setattr(callout, "network_of", lambda host: host)
+    monkeypatch.setattr(callout, "CONNECTIONS_PER_NETWORK", 3)
+    monkeypatch.setattr(callout, "GUESTS_PER_NETWORK", 2)
+
+
+@pytest.mark.usefixtures("few_places")
+async def test_wallets_of_one_address_share_its_places_and_guests_have_their_own(world: World) -> None:
+    wallets = [await world.wallet(number) for number in (1, 2, 3)]
+    await refused(world, login(a_session(4)))
+    for _ in range(2):
+        await world.guest()
+    with pytest.raises(ConnectionRefused):
+        await world.guest()
+    await wallets[0].close()
+    await world.connect(login(a_session(4)), "in the place of another", wait_s=10)
+
+
+@pytest.mark.usefixtures("few_places")
+async def test_places_are_counted_although_the_callout_began_anew(world: World) -> None:
+    for number in (1, 2):
+        await world.wallet(number)
+    for connection in world.callout:
+        await connection.close()
+    await world.start_callout()
+    await world.wallet(3)
+    await refused(world, login(a_session(4)))
+
+
+@pytest.mark.usefixtures("few_places")
+async def test_a_wallet_that_is_full_takes_no_place(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(callout, "CONNECTIONS_PER_WALLET", 1)
+    await world.wallet(1)
+    for _ in range(3):
+        await refused(world, login(a_session(1)))
+    await world.wallet(2)
+    await world.wallet(3)
 
 
 async def test_who_fails_too_often_is_not_looked_at_but_who_was_let_in_before_is(world: World) -> None:

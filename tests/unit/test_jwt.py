@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from nacl.signing import SigningKey
 
 from services import jwt
-from services.callout import CONNECTING_S, FAILURES_IN_A_BURST, Buckets, Login, Seats, guest_grant, wallet_grant
+from services.callout import Login, guest_grant, wallet_grant
+from services.seats import CONNECTING_S, FAILURES_IN_A_BURST, Buckets, Seats, network_of
 
 SERVER = SigningKey(b"\x01" * 32)
 ISSUER = SigningKey(b"\x02" * 32)
@@ -189,3 +190,31 @@ def test_the_brokers_list_counts_more_than_memory_but_for_who_is_only_just_comin
     seats.correct("broker", "w", {7}, CONNECTING_S + 1)
     assert seats.take("broker", "w", 8, 2, CONNECTING_S + 1), "they never came"
     assert not seats.take("broker", "w", 9, 2, CONNECTING_S + 1)
+
+
+def test_the_brokers_whole_list_corrects_every_name_and_empties_those_that_are_not_in_it() -> None:
+    seats = Seats()
+    for name in ("a", "b"):
+        assert seats.take("broker", name, 1, 1, 0.0)
+    assert seats.take("elsewhere", "b", 1, 1, 0.0)
+    seats.correct_all("broker", {"a": {5}, "c": {6, 7}}, CONNECTING_S + 1)
+    assert [True, False, True] == [seats.is_full("broker", name, 1) for name in "abc"]
+    assert seats.is_full("elsewhere", "b", 1)
+
+
+@pytest.mark.parametrize(
+    ("host", "network"),
+    [
+        ("203.0.113.7", "203.0.113.7"),
+        ("::ffff:203.0.113.7", "203.0.113.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("127.0.0.1", ""),
+        ("::1", ""),
+        ("::ffff:127.0.0.1", ""),
+        ("", ""),
+        ("no address", "no address"),
+    ],
+)
+def test_connections_are_counted_by_what_one_customer_gets(host: str, network: str) -> None:
+    assert network == network_of(host)
