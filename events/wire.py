@@ -313,6 +313,8 @@ class QuoteAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     queue_position: int | None = None
     variant: int = 0
     """Which of the buyer's choices this is about: 0 the requirements, from 1 a variant."""
+    change: str = ""
+    """When nobody could run it: the smallest change of it after which somebody could, for a person."""
     failure: Failure | None = None
 
 

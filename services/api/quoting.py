@@ -8,7 +8,7 @@ from events.why import Step
 from events.wire import QuoteAnswer, QuoteOffer, QuoteRequest
 from services.api.access import Viewer
 from services.api.mirror import Mirror
-from services.matcher.quotes import quote
+from services.matcher.quotes import Known, quote
 
 
 class QuoteView(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,6 +24,7 @@ class QuoteView(msgspec.Struct, frozen=True, kw_only=True):
     paused: bool
     price_from_uusd: int | None
     queue_position: int | None
+    change: str
 
 
 def quoted(mirror: Mirror, request: QuoteRequest, viewer: Viewer, now_ms: int) -> QuoteAnswer:
@@ -33,7 +34,8 @@ def quoted(mirror: Mirror, request: QuoteRequest, viewer: Viewer, now_ms: int) -
     if job is not None and not viewer.may_see_job(job):
         request = msgspec.structs.replace(request, job_id=None)
     suspects = mirror.telemetry.suspects(market.nodes, market.policy.suspect_s, now_ms)
-    return quote(market, request, viewer.wallet or "", now_ms, suspects)
+    position = None if request.job_id is None else mirror.standing.queue.position(request.job_id)
+    return quote(market, request, viewer.wallet or "", now_ms, suspects, Known(mirror.offer_keys, position))
 
 
 def quote_view(answer: QuoteAnswer) -> QuoteView:
@@ -49,4 +51,5 @@ def quote_view(answer: QuoteAnswer) -> QuoteView:
         paused=answer.paused,
         price_from_uusd=answer.price_from_uusd,
         queue_position=answer.queue_position,
+        change=answer.change,
     )

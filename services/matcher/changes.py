@@ -1,38 +1,37 @@
 """The smallest single change of a queued job that would place it, found by the matcher's conditions and confirmed by its engine. Pure.
 
-Every change is of one thing that the buyer asked for. It is tried on the nodes that fail nothing else, nearest first; whether it would be
-placed at once is not computed here but decided by the real engine, run on the changed job, the jobs before it, and that node.
+Every change is of one thing that the buyer asked for. It is tried on the nodes that fail nothing else, nearest first; of a gang it counts
+when it leaves enough nodes for all ranks. Whether the job would be placed at once is not computed here but decided by the real engine, run
+on the changed job, the jobs before it, and those nodes.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from heapq import nsmallest
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import msgspec
 
-from events.values import Card, Network, charge_uusd
+from events.values import charge_uusd
 from events.why import Change
 from projections.jobs import Job
 from projections.market import Market
-from projections.nodes import Node, free_cards
+from projections.nodes import Node
 from services.matcher.engine import Engine
-from services.matcher.feasibility import Ask, Scene, choose, could_run, obstacle, usd
-from services.matcher.verdicts import OfferKeys, Verdicts
+from services.matcher.feasibility import Ask, Scene, could_run, obstacle, usd
+from services.matcher.relaxations import RELAXATIONS, Tried
+from services.matcher.verdicts import OfferKeys, Verdicts, verdicts
 
 NODES_MAX = 64
 """Of each failing condition so many kinds of nodes are looked at, the cheapest first."""
-
-
-class Tried(NamedTuple):
-    """A changed job as the conditions see it. `size`: how much was changed; 1 is all of it."""
-
-    ask: Ask
-    flag: str
-    size: float
-
-
-Relax = Callable[[Ask, Node], Iterator[Tried]]
+GANG_NODES_MAX = 128
+"""For a gang so many nodes that fail a condition are looked at, the cheapest first, beside as many that fail none."""
+CHEAPEST_FIRST = attrgetter("price_uusd_per_gpu_hour", "node_id")
+LEAST_FIRST = attrgetter("size", "flag")
 
 
 class Question(NamedTuple):
@@ -45,30 +44,19 @@ class Question(NamedTuple):
 
 
 class Advice(NamedTuple):
-    """The best change that was found, the node it was found on, and what stood in the way there."""
+    """The best change that was found, the nodes it was found on (of a gang one for each rank), and what stood in the way there."""
 
     tried: Tried
-    node: Node
+    nodes: list[Node]
     condition: str
     at_once: bool
 
 
 def advice(question: Question, found: Verdicts, keys: OfferKeys) -> Advice | None:
     """The change that places the job at once, else the one that makes a node able to run it; None when no single one does."""
-    ask, scene = question.ask, question.scene
-    best: tuple[tuple[Any, ...], Advice] | None = None
-    for name, node in _candidates(scene.market, found, keys):
-        for tried in RELAXATIONS[name](ask, node):
-            now = obstacle(tried.ask, node, scene) is None
-            if not now and not could_run(tried.ask, node, scene):
-                continue
-            key = (not now, tried.size, node.price_uusd_per_gpu_hour, node.node_id)
-            if best is None or key < best[0]:
-                best = (key, Advice(tried, node, name, now))
-    if best is None:
-        return None
-    chosen = best[1]
-    return chosen._replace(at_once=chosen.at_once and _is_placed(question, chosen.tried, chosen.node))
+    possible = _for_a_gang(question, found, keys) if question.ask.num_nodes > 1 else _for_one(question, found, keys)
+    best = min(possible, key=_rank, default=None)
+    return None if best is None else best._replace(at_once=best.at_once and _is_placed(question, best))
 
 
 def smallest_change(question: Question, found: Verdicts, keys: OfferKeys) -> Change | None:
@@ -76,19 +64,41 @@ def smallest_change(question: Question, found: Verdicts, keys: OfferKeys) -> Cha
     best = advice(question, found, keys)
     if best is None:
         return None
-    tried, node = best.tried, best.node
-    price = node.price_uusd_per_gpu_hour
-    when = "the matcher would place it at once" if best.at_once else "it could run it once it is free"
+    flag, ask, last = best.tried.flag, best.tried.ask, best.nodes[-1]
+    price = max(node.price_uusd_per_gpu_hour for node in best.nodes)
+    name, it_is = (last.offer.name, "it is") if ask.num_nodes == 1 else (f"{ask.num_nodes} nodes", "they are")
+    when = "the matcher would place it at once" if best.at_once else f"it could run there once {it_is} free"
+    lasts_ms = question.job.timeout_s * 1000
     return Change(
-        flag=tried.flag,
+        flag=flag,
         condition=best.condition,
-        why=f"with {tried.flag}, {node.offer.name} at {usd(price)}: {when}",
-        node=node.node_id,
-        name=node.offer.name,
+        why=f"with {flag}, {name} at {usd(price)}: {when}",
+        node=last.node_id,
+        name=name,
         price_uusd_per_gpu_hour=price,
-        cost_uusd=charge_uusd(question.job.timeout_s * 1000, tried.ask.requirements.num_gpus, price),
+        cost_uusd=sum(charge_uusd(lasts_ms, ask.requirements.num_gpus, node.price_uusd_per_gpu_hour) for node in best.nodes),
         at_once=best.at_once,
     )
+
+
+def _rank(advice: Advice) -> tuple[Any, ...]:
+    prices = sum(node.price_uusd_per_gpu_hour for node in advice.nodes)
+    return (not advice.at_once, advice.tried.size, prices, advice.nodes[-1].node_id, advice.tried.flag)
+
+
+def _for_one(question: Question, found: Verdicts, keys: OfferKeys) -> Iterator[Advice]:
+    """What would make one node do."""
+    ask, scene = question.ask, question.scene
+    for name, node in _candidates(scene.market, found, keys):
+        for tried in RELAXATIONS[name](ask, node):
+            at_once = obstacle(tried.ask, node, scene) is None
+            if at_once or (_is_static(found, name) and could_run(tried.ask, node, scene)):
+                yield Advice(tried, [node], name, at_once)
+
+
+def _is_static(found: Verdicts, name: str) -> bool:
+    """Whether a node that fails this can never run the job; any other can as it is, and need only be free."""
+    return any(condition.name == name and condition.static for condition in found.asked)
 
 
 def _candidates(market: Market, found: Verdicts, keys: OfferKeys) -> Iterator[tuple[str, Node]]:
@@ -109,144 +119,95 @@ def _candidates(market: Market, found: Verdicts, keys: OfferKeys) -> Iterator[tu
             yield name, node
 
 
-def changed(job: Job, ask: Ask) -> Job:
-    """The job as it would be, had it asked for this."""
-    submitted = msgspec.structs.replace(job.submitted, requirements=ask.requirements)
-    return msgspec.structs.replace(job, submitted=submitted, max_price_uusd_per_gpu_hour=ask.max_price_uusd_per_gpu_hour)
+# -- gangs --
 
 
-def _is_placed(question: Question, tried: Tried, node: Node) -> bool:
-    """Run the engine on the changed job, queued jobs before it, and the node."""
+def _for_a_gang(question: Question, found: Verdicts, keys: OfferKeys) -> Iterator[Advice]:
+    """Fewer nodes, or one thing less asked of each of them."""
+    nodes, static = question.scene.market.nodes, sum(condition.static for condition in found.asked)
+    failing: dict[int, list[Node]] = {}
+    for node_id, at in found.first.items():
+        failing.setdefault(at, []).append(nodes[node_id])
+    now = failing.get(len(found.asked), [])
+    ever = [node for at, some in failing.items() if at >= static for node in some]
+    ask = question.ask
+    for some, at_once in ((now, True), (ever, False)):
+        if 0 < len(some) < ask.num_nodes:
+            tried = Tried(ask._replace(num_nodes=len(some)), f"--nodes {len(some)}", (ask.num_nodes - len(some)) / ask.num_nodes)
+            yield Advice(tried, _cheapest(some), "nodes", at_once)
+    others = {node.node_id: node for node in (*_cheapest(now), *_cheapest(ever))}
+    for at, some in failing.items():
+        if at < len(found.asked) and found.asked[at].name in RELAXATIONS:
+            yield from _on_more_nodes(question, found.asked[at].name, _cheapest(some), others, keys)
+
+
+def _cheapest(nodes: list[Node]) -> list[Node]:
+    return nsmallest(GANG_NODES_MAX, nodes, key=CHEAPEST_FIRST)
+
+
+def _on_more_nodes(question: Question, name: str, some: list[Node], others: dict[str, Node], keys: OfferKeys) -> Iterator[Advice]:
+    """The least change of one kind after which there are enough of these nodes and the others: now, and else at some time."""
+    ask, known = question.ask, dict[str, Tried]()
+    for node in some:
+        for tried in RELAXATIONS[name](ask, node):
+            known.setdefault(tried.flag, tried)
+    nodes = sorted((others | {node.node_id: node for node in some}).values(), key=CHEAPEST_FIRST)
+    changes = sorted(known.values(), key=LEAST_FIRST)
+
+    def enough(tried: Tried, at_once: bool) -> list[Node]:
+        told = verdicts(tried.ask, question.scene, nodes, keys)
+        least = len(told.asked) if at_once else sum(condition.static for condition in told.asked)
+        there = [node for node in nodes if told.first[node.node_id] >= least]
+        return there[: ask.num_nodes] if len(there) >= ask.num_nodes else []
+
+    for at_once in (True, False) if name != "free" else (True,):
+        least = _least(changes, partial(enough, at_once=at_once))
+        if least is not None:
+            yield Advice(least, enough(least, at_once), name, at_once)
+
+
+def _least(changes: list[Tried], does: Callable[[Tried], object]) -> Tried | None:
+    """The first that does. Of many they are steps of one quantity, so that halving finds it."""
+    if len(changes) <= 8:
+        return next((tried for tried in changes if does(tried)), None)
+    at = bisect_left(changes, True, key=lambda tried: bool(does(tried)))
+    return changes[at] if at < len(changes) else None
+
+
+# -- the engine's word --
+
+
+def _is_placed(question: Question, advice: Advice) -> bool:
+    """Run the engine on the changed job, queued jobs before it, and the nodes."""
     job, market = question.job, question.scene.market
-    jobs = {other.submitted.job_id: other for other in (*question.ahead, changed(job, tried.ask))}
-    small = msgspec.structs.replace(market, jobs=jobs, nodes={node.node_id: node}, paused=False)
+    own = market.ranks_of(job) or (job,)
+    nodes = {node.node_id: node for node in advice.nodes}
+    jobs = {other.submitted.job_id: other for other in (*question.ahead, *own)}
+    small = as_changed(msgspec.structs.replace(market, jobs=jobs, nodes=nodes, paused=False), job, advice.tried.ask)
     match = Engine(small).next_match(question.scene.now_ms)
-    return match is not None and match.job_id == job.submitted.job_id
+    return match is not None and match.job_id == own[0].submitted.job_id
 
 
-# -- the changes, one row each --
+def as_changed(market: Market, job: Job, ask: Ask) -> Market:
+    """The market as it would be had this job, or the gang that it belongs to, asked for this."""
+    ranks = market.ranks_of(job) or tuple(_rank_of(job, rank) for rank in range(job.submitted.num_nodes))
+    left = dict(market.jobs)
+    for rank in ranks:
+        left.pop(rank.submitted.job_id, None)
+    kept = [
+        msgspec.structs.replace(
+            rank,
+            submitted=msgspec.structs.replace(rank.submitted, requirements=ask.requirements, num_nodes=ask.num_nodes),
+            max_price_uusd_per_gpu_hour=ask.max_price_uusd_per_gpu_hour,
+        )
+        for rank in ranks[: ask.num_nodes]
+    ]
+    group = job.submitted.group_id if job.submitted.num_nodes > 1 else None
+    gangs = market.gangs if group is None else {**market.gangs, group: tuple(rank.submitted.job_id for rank in kept)}
+    return msgspec.structs.replace(market, jobs=left | {rank.submitted.job_id: rank for rank in kept}, gangs=gangs)
 
 
-def _with(ask: Ask, **changes: Any) -> Ask:
-    return ask._replace(requirements=msgspec.structs.replace(ask.requirements, **changes))
-
-
-def _cards(node: Node) -> list[list[Card]]:
-    """The cards to reckon with: what is free now, and all that it has."""
-    return [free_cards(node), [card for card in node.offer.cards if card.healthy]]
-
-
-def _price(ask: Ask, node: Node) -> Iterator[Tried]:
-    most, price = ask.max_price_uusd_per_gpu_hour, node.price_uusd_per_gpu_hour
-    if most is not None:
-        yield Tried(ask._replace(max_price_uusd_per_gpu_hour=price), f"--max-price {usd(price)[:-4]}", (price - most) / max(1, most))
-
-
-def _simulated(ask: Ask, node: Node) -> Iterator[Tried]:
-    yield Tried(_with(ask, allow_simulated=True), "--allow-simulated", 2.0)
-
-
-def _fewer_gpus(ask: Ask, node: Node) -> Iterator[Tried]:
-    asked = ask.requirements
-    for cards in _cards(node):
-        for number in range(min(asked.num_gpus - 1, len(cards)), 0, -1):
-            tried = _with(ask, num_gpus=number)
-            if choose(cards, tried.requirements) is not None:
-                yield Tried(tried, f"--gpus {number}", (asked.num_gpus - number) / asked.num_gpus)
-                break
-
-
-def _less_vram(ask: Ask, node: Node) -> Iterator[Tried]:
-    asked = ask.requirements
-    for cards in _cards(node):
-        sizes = sorted((card.vram_mib for card in cards), reverse=True)
-        if 0 < asked.num_gpus <= len(sizes):
-            mib = sizes[asked.num_gpus - 1]
-            if mib < asked.vram_mib:
-                less_mib, text = _size(mib)
-                yield Tried(_with(ask, vram_mib=less_mib), f"--vram {text}", (asked.vram_mib - mib) / asked.vram_mib)
-
-
-def _less_total_vram(ask: Ask, node: Node) -> Iterator[Tried]:
-    asked = ask.requirements
-    for cards in _cards(node):
-        mib = sum(sorted((card.vram_mib for card in cards), reverse=True)[: asked.num_gpus])
-        if 0 < mib < asked.total_vram_mib:
-            size = (asked.total_vram_mib - mib) / asked.total_vram_mib
-            less_mib, text = _size(mib)
-            yield Tried(_with(ask, total_vram_mib=less_mib), f"--total-vram {text}", size)
-
-
-def _size(mib: int) -> tuple[int, str]:
-    """The round size under which so much memory is sold, in MiB and as a flag's value: never more than there is."""
-    gigabytes = (mib * 20 + 1024) // (1024 * 20)
-    sold_mib = gigabytes * 10**9 // (1 << 20)
-    return (sold_mib, f"{gigabytes}GB") if 0 < sold_mib <= mib else (mib, f"{mib}MiB")
-
-
-def _other_model(ask: Ask, node: Node) -> Iterator[Tried]:
-    for model in dict.fromkeys(card.model for card in node.offer.cards if card.healthy):
-        yield Tried(_with(ask, gpu_models=(*ask.requirements.gpu_models, model)[-16:]), f"--gpu-model '{model}' as well", 0.5)
-
-
-def _older_cuda(ask: Ask, node: Node) -> Iterator[Tried]:
-    newest = min((card.cuda for card in node.offer.cards if card.healthy), default=0)
-    yield Tried(_with(ask, min_cuda=newest), f"--min-cuda {newest // 1000}.{newest % 1000 // 10}" if newest else "no --min-cuda", 0.3)
-
-
-def _fewer_cores(ask: Ask, node: Node) -> Iterator[Tried]:
-    for cores in dict.fromkeys((node.offer.cores - node.cores_taken, node.offer.cores)):
-        if 0 < cores < ask.requirements.cores:
-            yield Tried(_with(ask, cores=cores), f"--cores {cores}", (ask.requirements.cores - cores) / ask.requirements.cores / 2)
-
-
-def _less_memory(ask: Ask, node: Node) -> Iterator[Tried]:
-    asked_mib = ask.requirements.memory_mib
-    for mib in dict.fromkeys((node.offer.memory_mib - node.memory_taken_mib, node.offer.memory_mib)):
-        if 0 < mib < asked_mib:
-            less_mib, text = _size(mib)
-            yield Tried(_with(ask, memory_mib=less_mib), f"--memory {text}", (asked_mib - mib) / asked_mib / 2)
-
-
-def _one(flag: str, size: float, **changes: Any) -> Relax:
-    def relax(ask: Ask, node: Node) -> Iterator[Tried]:
-        yield Tried(_with(ask, **changes), flag, size)
-
-    return relax
-
-
-def _weaker_isolation(ask: Ask, node: Node) -> Iterator[Tried]:
-    yield Tried(_with(ask, isolation=node.offer.isolation), f"--isolation {node.offer.isolation}", 1.0)
-
-
-def _fewer_labels(ask: Ask, node: Node) -> Iterator[Tried]:
-    kept = dict(ask.requirements.node_labels.items() & node.offer.labels.items())
-    dropped = sorted(set(ask.requirements.node_labels) - set(kept))
-    yield Tried(_with(ask, node_labels=kept), f"no label {', '.join(dropped)}", 0.5)
-
-
-def _smaller_when_busy(ask: Ask, node: Node) -> Iterator[Tried]:
-    """The node would do, but not with what is free of it now."""
-    for relax in (_fewer_gpus, _less_vram, _less_total_vram, _fewer_cores, _less_memory):
-        yield from relax(ask, node)
-
-
-RELAXATIONS: dict[str, Relax] = {
-    "simulated": _simulated,
-    "gpus": _fewer_gpus,
-    "vram": _less_vram,
-    "model": _other_model,
-    "cuda": _older_cuda,
-    "total_vram": _less_total_vram,
-    "cores": _fewer_cores,
-    "memory": _less_memory,
-    "isolation": _weaker_isolation,
-    "tier": _one("no --min-tier", 0.6, min_tier=None),
-    "network": _one("--network none", 1.0, network=Network.NONE),
-    "labels": _fewer_labels,
-    "target": _one("no --target", 0.5, target_node=None, target_cards=()),
-    "cards": _one("the node alone as --target", 0.3, target_cards=()),
-    "price": _price,
-    "free": _smaller_when_busy,
-}
-"""Failing condition -> the least changes that would meet it on a given node, and how large each is."""
+def _rank_of(job: Job, rank: int) -> Job:
+    """A rank of a gang that is only asked about."""
+    name = f"{job.submitted.job_id}-{rank}" if rank else job.submitted.job_id
+    return msgspec.structs.replace(job, submitted=msgspec.structs.replace(job.submitted, job_id=name, rank=rank))

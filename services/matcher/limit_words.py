@@ -3,27 +3,63 @@
 from __future__ import annotations
 
 from projections.jobs import Job
-from projections.market import Market
-from projections.parties import spent_this_month_uusd, spent_today_uusd
-from services.matcher.feasibility import usd
-from services.matcher.limits import UNLIMITED_UUSD, cap_for, limits_of
+from projections.market import Limit, Market
+from projections.parties import Party, spent_this_month_uusd, spent_today_uusd
+from services.matcher.feasibility import Ask, ask_of, usd
+from services.matcher.limits import UNLIMITED_UUSD, limits_of, price_cap
 
 
 def told(market: Market, job: Job, now_ms: int) -> str:
     """What keeps a job from being matched, for a person; empty when its limits allow it somewhere."""
-    if cap_for(market, job, now_ms) == UNLIMITED_UUSD:
+    return told_of(market, ask_of(job), now_ms)
+
+
+def told_of(market: Market, ask: Ask, now_ms: int) -> str:
+    """The same of what is asked for and not submitted yet."""
+    gpus = ask.requirements.num_gpus
+    cap = price_cap(
+        market,
+        ask.buyer,
+        ask.org_id,
+        num_gpus=gpus,
+        timeout_s=ask.timeout_s,
+        left_uusd=ask.left_uusd,
+        num_nodes=ask.num_nodes,
+        now_ms=now_ms,
+    )
+    if cap == UNLIMITED_UUSD:
         return ""
-    asked, found = job.submitted, []
-    for name, limit in limits_of(market, job.buyer, asked.org_id):
-        who = "your wallet" if name == job.buyer else "your organisation"
-        party = market.parties[name]
-        if limit.gpus is not None and party.gpus + asked.requirements.num_gpus * asked.num_nodes > limit.gpus:
-            return f"{who} may have {limit.gpus} GPUs at once and has {party.gpus}"
-        for most, spent_uusd, span in (
-            (limit.spend_day_uusd, spent_today_uusd(party, now_ms), "a day"),
-            (limit.spend_month_uusd, spent_this_month_uusd(party, now_ms), "a month"),
-        ):
-            if most is not None:
-                used = usd(spent_uusd + party.committed_uusd)
-                found.append(f"{who} may spend {usd(most)} {span}, and {used} are spent or may yet be by what runs")
+    found = []
+    for name, limit in limits_of(market, ask.buyer, ask.org_id):
+        who = "your wallet" if name == ask.buyer else "your organisation"
+        party = market.parties.get(name)
+        words = _cards(who, limit, gpus * ask.num_nodes, 0 if party is None else party.gpus)
+        if words:
+            return words
+        found += _money(who, limit, party, now_ms)
     return "; ".join(found)
+
+
+def _cards(who: str, limit: Limit, asked: int, has: int) -> str:
+    """Too many cards by themselves, or beside those that it has."""
+    if limit.gpus is None or has + asked <= limit.gpus:
+        return ""
+    most = f"{who} may have {count(limit.gpus)} at once"
+    if asked > limit.gpus:
+        return f"{most}, and this job asks for {asked}: ask for fewer, or ask the operator for more"
+    return f"{most} and has {has}"
+
+
+def _money(who: str, limit: Limit, party: Party | None, now_ms: int) -> list[str]:
+    committed = 0 if party is None else party.committed_uusd
+    today, month = (0, 0) if party is None else (spent_today_uusd(party, now_ms), spent_this_month_uusd(party, now_ms))
+    return [
+        f"{who} may spend {usd(most)} {span}, and {usd(spent + committed)} are spent or may yet be by what runs"
+        for most, spent, span in ((limit.spend_day_uusd, today, "a day"), (limit.spend_month_uusd, month, "a month"))
+        if most is not None
+    ]
+
+
+def count(gpus: int) -> str:
+    """A number of cards."""
+    return "1 GPU" if gpus == 1 else f"{gpus} GPUs"

@@ -1,126 +1,178 @@
 """What a buyer is told before a job is submitted: who could run it, when, for how much, and what stands in the way. Pure; writes nothing.
 
-The answer comes from the matcher's own conditions, so it never promises what matching would refuse. It looks at every node once.
+What nodes say comes from `verdicts.py`, as in an answer to why a job waits; so neither promises what matching would refuse, and they agree.
 """
 
 from __future__ import annotations
 
 from collections.abc import Container
+from heapq import nsmallest
+from operator import attrgetter
 from typing import NamedTuple
 
 import msgspec
 
-from events.values import Card, JobId, Requirements, Wallet, charge_uusd
+from events.jobs import JobSubmitted
+from events.values import Card, JobId, Program, Requirements, Wallet, charge_uusd
 from events.wire import QuoteAnswer, QuoteOffer, QuoteRequest, QuoteStep
+from projections import jobs
 from projections.job_states import QUEUED
 from projections.market import Market
-from projections.nodes import Allocation, Node, free_cards
-from services.matcher.feasibility import CONDITIONS, STATIC, Ask, Condition, Scene, choose, could_run, is_free, obstacle
+from projections.nodes import Allocation, Node, NodeState, free_cards
+from services.matcher.changes import Question, smallest_change
+from services.matcher.feasibility import CONDITIONS, Ask, Scene, choose, is_free, usd
+from services.matcher.limit_words import told_of
+from services.matcher.limits import UNLIMITED_UUSD, price_cap
 from services.matcher.policies import order_key
+from services.matcher.verdicts import LIMIT, OfferKeys, Verdicts, verdicts
 
 OFFERS_MAX = 20
+CHEAPEST_FIRST = attrgetter("price_uusd_per_gpu_hour", "node_id")
+STAYS = next(condition for condition in CONDITIONS if condition.name == "maintenance")
+LIMITED = next(condition for condition in CONDITIONS if condition.name == LIMIT)
 
 
 class Funnel(NamedTuple):
     """Nodes as one condition after another takes some of them away."""
 
-    steps: tuple[QuoteStep, ...]
+    steps: list[QuoteStep]
     could_run: list[Node]
     free_now: list[Node]
     failing: str | None
+    """The first condition at which nobody was left who could ever run it."""
+    verdicts: Verdicts
 
 
-def quote(market: Market, request: QuoteRequest, buyer: Wallet, now_ms: int, suspects: Container[str] = frozenset()) -> QuoteAnswer:
+class Known(NamedTuple):
+    """What the answerer keeps from one question to the next: the keys of offers, and a queued job's place, where somebody counts it."""
+
+    keys: OfferKeys | None = None
+    position: int | None = None
+
+
+def quote(
+    market: Market, request: QuoteRequest, buyer: Wallet, now_ms: int, suspects: Container[str] = frozenset(), known: Known | None = None
+) -> QuoteAnswer:
     """The answer to a buyer's request, as the market stands now. Of several choices the one that is free now, else the one that somebody
     could run, else the first; the cheapest of those."""
-    best: QuoteAnswer | None = None
+    org = None if request.org_id is None else market.identity.orgs.get(request.org_id)
+    if org is None or buyer not in org.members:  # who is no member learns nothing of its limits
+        request = msgspec.structs.replace(request, org_id=None)
+    known = Known() if known is None else known
+    keys = OfferKeys() if known.keys is None else known.keys
+    keys.sweep(len(market.nodes))
+    scene, best = Scene(market, now_ms, suspects), None
     for variant, requirements in enumerate((request.requirements, *request.variants)):
-        found = _quote_one(market, msgspec.structs.replace(request, requirements=requirements), buyer, now_ms, suspects)
+        found = _quote_one(msgspec.structs.replace(request, requirements=requirements), buyer, scene, keys)
         if best is None or _nearness(found) < _nearness(best):
             best = msgspec.structs.replace(found, variant=variant) if variant else found
     assert best is not None
-    return best
+    if request.job_id is None:
+        return best
+    position = queue_position(market, request.job_id) if known.position is None else known.position
+    return msgspec.structs.replace(best, queue_position=position)
 
 
 def _nearness(answer: QuoteAnswer) -> tuple[bool, bool, int]:
     return (not answer.free_now, not answer.could_run, answer.price_from_uusd or 0)
 
 
-def _quote_one(market: Market, request: QuoteRequest, buyer: Wallet, now_ms: int, suspects: Container[str]) -> QuoteAnswer:
-    requirements = request.requirements
+def _quote_one(request: QuoteRequest, buyer: Wallet, scene: Scene, keys: OfferKeys) -> QuoteAnswer:
+    """Too few nodes for a gang are none."""
+    requirements, needed, market = request.requirements, request.num_nodes, scene.market
     ask = Ask(requirements, buyer, request.max_price_uusd_per_gpu_hour, org_id=request.org_id, timeout_s=request.timeout_s)
-    ask = ask._replace(num_nodes=request.num_nodes)
-    scene = Scene(market, now_ms, suspects)
-    found = funnel(ask, scene)
-    able = sorted(found.could_run, key=lambda node: (node.price_uusd_per_gpu_hour, node.node_id))
+    ask = ask._replace(num_nodes=needed)
+    found = funnel(ask, scene, keys)
+    fit, free = len(found.could_run), len(found.free_now)
+    failing = found.failing if found.failing is not None or fit >= needed else "nodes"
+    able = nsmallest(max(OFFERS_MAX, needed), found.could_run, key=CHEAPEST_FIRST)
     free_ids = {node.node_id for node in found.free_now}
-    price_from = None
-    if able:
-        price_from = charge_uusd(request.timeout_s * 1000, requirements.num_gpus, able[0].price_uusd_per_gpu_hour)
-    if request.num_nodes > 1:
-        return _quote_gang(market, request, found, able)
+    steps, free_s = tuple(found.steps), None
+    if needed > 1:
+        steps += (QuoteStep("nodes", f"{needed} nodes needed, {fit} {'fits' if fit == 1 else 'fit'}, {free} free", free),)
+    elif not free:
+        free_s = free_in_s(found, ask, scene)
+    lasts_ms = request.timeout_s * 1000
     return QuoteAnswer(
         as_of_seq=market.last_seq,
-        steps=found.steps,
+        steps=steps,
         offers=tuple(_offer(node, requirements, node.node_id in free_ids) for node in able[:OFFERS_MAX]),
-        could_run=len(able),
-        free_now=len(free_ids),
-        free_in_s=None if free_ids else free_in_s(able, ask, scene),
-        failing=found.failing,
-        only_simulated=not able and _would_do_simulated(ask, scene),
-        paused=market.paused,
-        price_from_uusd=price_from,
-        queue_position=None if request.job_id is None else queue_position(market, request.job_id),
-    )
-
-
-def _quote_gang(market: Market, request: QuoteRequest, found: Funnel, able: list[Node]) -> QuoteAnswer:
-    """As for one node, but too few nodes are none."""
-    needed, free_ids, requirements = request.num_nodes, {node.node_id for node in found.free_now}, request.requirements
-    fit, free = len(able), len(free_ids)
-    enough = fit >= needed
-    return QuoteAnswer(
-        as_of_seq=market.last_seq,
-        steps=(*found.steps, QuoteStep("nodes", f"{needed} nodes needed, {fit} fit, {free} free", free)),
-        offers=tuple(_offer(node, requirements, node.node_id in free_ids) for node in able[:OFFERS_MAX]),
-        could_run=fit if enough else 0,
+        could_run=fit if fit >= needed else 0,
         free_now=free if free >= needed else 0,
-        failing=found.failing if found.failing is not None or enough else "nodes",
+        free_in_s=free_s,
+        failing=failing,
+        only_simulated=fit < needed and _would_do_simulated(ask, scene, keys),
         paused=market.paused,
-        price_from_uusd=sum(
-            charge_uusd(request.timeout_s * 1000, requirements.num_gpus, node.price_uusd_per_gpu_hour) for node in able[:needed]
-        )
-        if enough
-        else None,
-        queue_position=None if request.job_id is None else queue_position(market, request.job_id),
+        price_from_uusd=None
+        if failing is not None
+        else sum(charge_uusd(lasts_ms, requirements.num_gpus, node.price_uusd_per_gpu_hour) for node in able[:needed]),
+        change=_change(request, ask, scene, found.verdicts, keys) if failing is not None and not request.variants else "",
     )
 
 
-def funnel(ask: Ask, scene: Scene) -> Funnel:
-    """How many nodes are left after each condition that the ask has a word about."""
-    left = list(scene.market.nodes.values())
-    steps, failing = [], None
-    could: list[Node] = []
-    for condition in CONDITIONS:
-        words = condition.asked(ask)
-        if words:
-            before = len(left)
-            left = [node for node in left if condition.passes(ask, node, scene)]
-            if len(left) < before or not condition.quiet:
-                steps.append(QuoteStep(condition.name, words, len(left)))
-            if not left and failing is None and condition.static:
-                failing = condition.name
-        if condition is LAST_STATIC:
-            could = left
-    return Funnel(tuple(steps), could, left, failing)
+def funnel(ask: Ask, scene: Scene, keys: OfferKeys | None = None) -> Funnel:
+    """How many nodes are left after each condition that the ask has a word about, limits among them."""
+    nodes = scene.market.nodes
+    there = [node for node in nodes.values() if node.state is not NodeState.WITHDRAWN]
+    found = verdicts(ask, scene, there, keys)
+    cap, last = limit_of(ask, scene), len(found.asked)
+    static = sum(condition.static for condition in found.asked)
+    able = [nodes[node_id] for node_id, at in found.first.items() if at >= static]
+    within = [at for node_id, at in found.first.items() if at >= static and nodes[node_id].price_uusd_per_gpu_hour <= cap]
+    free = [node for node in able if found.first[node.node_id] == last and node.price_uusd_per_gpu_hour <= cap]
+    steps, failing, before, is_limited = [], None, len(there), False
+    for place, (condition, left) in enumerate(zip(found.asked, found.left_after(), strict=True)):
+        if condition.name == "free":
+            is_limited = True
+            allowed = sum(at >= place for at in within)
+            if allowed < before:
+                steps.append(QuoteStep(LIMIT, told_of(scene.market, ask, scene.now_ms) or LIMITED.asked(ask), allowed))
+            before = allowed
+        left = sum(at > place for at in within) if is_limited else left
+        if left < before or not condition.quiet:
+            steps.append(QuoteStep(condition.name, condition.asked(ask), left))
+        if not left and failing is None and condition.static:
+            failing = condition.name
+        before = left
+    return Funnel(steps, able, free, failing, found)
 
 
-LAST_STATIC: Condition = STATIC[-1]
-assert CONDITIONS[: len(STATIC)] == STATIC, "conditions of this moment come after those of the offer"
+def limit_of(ask: Ask, scene: Scene) -> int:
+    """The highest price that the limits of its wallet and its organisation leave it."""
+    if not scene.market.limits:
+        return UNLIMITED_UUSD
+    return price_cap(
+        scene.market,
+        ask.buyer,
+        ask.org_id,
+        num_gpus=ask.requirements.num_gpus,
+        timeout_s=ask.timeout_s,
+        left_uusd=ask.left_uusd,
+        num_nodes=ask.num_nodes,
+        now_ms=scene.now_ms,
+    )
+
+
+def _change(request: QuoteRequest, ask: Ask, scene: Scene, found: Verdicts, keys: OfferKeys) -> str:
+    """The smallest change that makes somebody able to run it, for a person; empty when no single one does."""
+    asked = JobSubmitted(
+        job_id="quoted",
+        name="quoted",
+        requirements=ask.requirements,
+        program=Program(),
+        timeout_s=request.timeout_s,
+        max_price_uusd_per_gpu_hour=ask.max_price_uusd_per_gpu_hour,
+        num_nodes=ask.num_nodes,
+        group_id="quoted" if ask.num_nodes > 1 else None,
+        org_id=ask.org_id,
+    )
+    job = jobs.submit(asked, ask.buyer or "", scene.market.last_seq + 1, scene.now_ms)
+    change = smallest_change(Question(job, ask, scene, ()), found, keys)
+    return "" if change is None else f"{change.flag}: then {change.name} at {usd(change.price_uusd_per_gpu_hour)} per GPU-hour"
 
 
 def queue_position(market: Market, job_id: JobId) -> int | None:
-    """How many queued jobs the policy would place before this one; None when it is not queued."""
+    """How many queued jobs the policy would place before this one; None when it is not queued. Looks at every job."""
     job = market.jobs.get(job_id)
     if job is None or job.state is not QUEUED:
         return None
@@ -129,22 +181,30 @@ def queue_position(market: Market, job_id: JobId) -> int | None:
     return sum(other.state is QUEUED and order_key(other, policy, market) < own for other in market.jobs.values())
 
 
-def free_in_s(able: list[Node], ask: Ask, scene: Scene) -> int | None:
+def free_in_s(found: Funnel, ask: Ask, scene: Scene) -> int | None:
     """When the first of these nodes has room at the latest, by the timeouts of what runs there and the end of its maintenance; 0 when one
-    has, but is silent. None when nobody can tell: a limit is in the way."""
-    waits = []
-    for node in able:
-        found = obstacle(ask, node, scene, TIMELY)
+    has, but is silent. None when nobody can tell: a limit is in the way. Looks closely only at nodes that may be the first."""
+    cap, best = limit_of(ask, scene), None
+    bounds = [(_at_least_ms(node, found.verdicts, ask, scene), node) for node in found.could_run if node.price_uusd_per_gpu_hour <= cap]
+    bounds.sort(key=lambda one: one[0])
+    for least_ms, node in bounds:
+        least_s = -(-(least_ms - scene.now_ms) // 1000)
+        if best is not None and least_s >= best:
+            break
         wait_s = node_free_in_s(node, ask.requirements, scene)
-        if wait_s is None or (found is not None and found.name == "limit"):
-            continue
-        if found is not None and node.maintenance is not None:
-            wait_s = max(wait_s, -(-(node.maintenance[1] - scene.now_ms) // 1000))
-        waits.append(wait_s)
-    return min(waits, default=None)
+        if wait_s is not None and (best is None or max(wait_s, least_s) < best):
+            best = max(wait_s, least_s)
+    return best
 
 
-TIMELY = tuple(condition for condition in CONDITIONS if condition.name in ("maintenance", "limit"))
+def _at_least_ms(node: Node, found: Verdicts, ask: Ask, scene: Scene) -> int:
+    """Before then the node takes nothing: while it is away, and before the first attempt ends there when it has no room now."""
+    least_ms, failing = scene.now_ms, found.failing(node.node_id)
+    if node.maintenance is not None and not STAYS.passes(ask, node, scene):
+        least_ms = node.maintenance[1]
+    if failing is not None and failing.name == "free" and node.allocations:
+        least_ms = max(least_ms, min([_ends_ms(held, epoch, scene) for epoch, held in node.allocations.items()]))
+    return least_ms
 
 
 def node_free_in_s(node: Node, requirements: Requirements, scene: Scene) -> int | None:
@@ -173,11 +233,14 @@ def _ends_ms(held: Allocation, epoch: int, scene: Scene) -> int:
     return max(scene.now_ms, (job.run.started_ms or scene.now_ms) + job.timeout_s * 1000)
 
 
-def _would_do_simulated(ask: Ask, scene: Scene) -> bool:
+def _would_do_simulated(ask: Ask, scene: Scene, keys: OfferKeys) -> bool:
+    """Whether enough nodes could run it if simulated cards did."""
     if ask.requirements.allow_simulated:
         return False
     allowed = ask._replace(requirements=msgspec.structs.replace(ask.requirements, allow_simulated=True))
-    return any(could_run(allowed, node, scene) for node in scene.market.nodes.values())
+    found = verdicts(allowed, scene, scene.market.nodes.values(), keys)
+    static = sum(condition.static for condition in found.asked)
+    return sum(at >= static for at in found.first.values()) >= ask.num_nodes
 
 
 def _offer(node: Node, requirements: Requirements, free_now: bool) -> QuoteOffer:

@@ -69,10 +69,9 @@ def why(market: Market, job: Job, moment: Moment, keys: OfferKeys | None = None)
             steps.append(Step(condition=row.name, asked=row.asked(ask), nodes=left))
         before_it = left
     shown = _nearest(market, ask, scene, found)
-    change = (
-        None if tiers.get(Nearness.FREE) or job.submitted.num_nodes > 1 else smallest_change(Question(job, ask, scene, before), found, keys)
-    )
-    soonest_s = min((one.free_in_s for one in shown if one.free_in_s is not None), default=None)
+    needed = job.submitted.num_nodes
+    change = None if tiers.get(Nearness.FREE, 0) >= needed else smallest_change(Question(job, ask, scene, before), found, keys)
+    soonest_s = min((one.free_in_s for one in shown if one.free_in_s is not None and needed == 1), default=None)
     return Why(
         job=job.submitted.job_id,
         name=job.submitted.name,
@@ -135,15 +134,17 @@ def cause_of(market: Market, job: Job, tiers: dict[Nearness, int], now_ms: int) 
 
 
 def _cause_of_gang(needed: int, tiers: dict[Nearness, int]) -> tuple[Cause, str]:
-    """The nearest of the nodes that make it enough decides."""
-    free = tiers.get(Nearness.FREE, 0)
+    """The nearest of the nodes that make it enough decides. Nodes that ask too much do not fit, as in a quote."""
+    free, dear = tiers.get(Nearness.FREE, 0), tiers.get(Nearness.PRICE, 0)
     fit = free + tiers.get(Nearness.CAPACITY, 0) + tiers.get(Nearness.AWAY, 0)
+    fits = f"{fit} fits" if fit == 1 else f"{fit} fit"
+    more = f"; {dear} more {'asks' if dear == 1 else 'ask'} more than it may cost" if dear else ""
     counted = 0
     for tier in NEAREST_FIRST[:-1]:
         counted += tiers.get(tier, 0)
         if counted >= needed:
-            return CAUSES[tier], f"it needs {needed} nodes at once, {fit} fit and {free} are free"
-    return Cause.IMPOSSIBLE, f"it needs {needed} nodes, {counted} fit"
+            return CAUSES[tier], f"it needs {needed} nodes at once, {fits} and {free} {'is' if free == 1 else 'are'} free{more}"
+    return Cause.IMPOSSIBLE, f"it needs {needed} nodes, {fits}{more}"
 
 
 def _nearness(tier: Nearness, number: int, nodes: int) -> str:
@@ -225,14 +226,21 @@ def _line(node: Node, found: Verdicts, ask: Ask, scene: Scene) -> NodeVerdict:
 
 
 def _before(market: Market, job: Job, moment: Moment) -> tuple[int, list[Job]]:
-    """How many queued jobs the policy places first, and the first of them."""
+    """How many queued jobs the policy places first, and the first of them; the other ranks of its gang aside, which are placed with it."""
+    policy, group = market.policy, job.submitted.group_id if job.submitted.num_nodes > 1 else None
+    own = order_key(job, policy, market)
     if moment.order is not None:
         names = islice(moment.order, min(moment.position, BEFORE_MAX))
-        return moment.position, [market.jobs[name] for name in names if name in market.jobs]
-    policy = market.policy
-    own = order_key(job, policy, market)
+        found = [market.jobs[name] for name in names if name in market.jobs]
+        position = moment.position
+        if group is not None:
+            position -= sum(order_key(rank, policy, market) < own for rank in market.ranks_of(job))
+            found = [other for other in found if other.submitted.group_id != group]
+        return position, found
     keyed = [(order_key(other, policy, market), other) for other in market.jobs.values() if other.state is QUEUED and other is not job]
-    before = [other for key, other in sorted(keyed, key=itemgetter(0)) if key < own]
+    before = [
+        other for key, other in sorted(keyed, key=itemgetter(0)) if key < own and (group is None or other.submitted.group_id != group)
+    ]
     return len(before), before[:BEFORE_MAX]
 
 

@@ -16,7 +16,7 @@ from projections.job_states import CLAIMED, HELD, MATCHED, QUEUED
 from projections.jobs import Job
 from projections.market import Market
 from projections.nodes import NodeState
-from services.matcher.changes import Question, advice, changed
+from services.matcher.changes import Question, advice, as_changed
 from services.matcher.feasibility import CONDITIONS, Scene, ask_of, could_run, obstacle
 from services.matcher.policies import order_key
 from services.matcher.verdicts import LIMIT, OfferKeys, verdicts
@@ -87,13 +87,12 @@ def test_what_is_advised_to_place_a_job_at_once_places_it(steps: list[Any]) -> N
         best = advice(Question(job, ask_of(job), scene, ahead), found, keys)
         if best is None:
             continue
-        instead = changed(job, best.tried.ask)
-        jobs = state.jobs | {job.submitted.job_id: instead}
-        match = brute_force(msgspec.structs.replace(state, jobs=jobs), world.now_ms, world.suspects)
+        match = brute_force(as_changed(state, job, best.tried.ask), world.now_ms, world.suspects)
         if best.at_once:
-            assert match is not None and job.submitted.job_id == match.job_id
+            assert match is not None and match.job_id in {rank.submitted.job_id for rank in state.ranks_of(job)}
         else:
-            assert could_run(best.tried.ask, best.node, scene)
+            assert all(could_run(best.tried.ask, node, scene) for node in best.nodes)
+        assert best.tried.ask.num_nodes == len(best.nodes)
 
 
 @settings(max_examples=WORLDS // 2)

@@ -259,7 +259,7 @@ def test_why_and_quote_tell_a_gang_how_many_nodes_it_needs_and_how_many_fit(trad
     trade.world.turn(trade.buyer.say(*gang(number=4)))
     market, now_ms = trade.world.market, trade.world.now_ms
     told = why(market, market.jobs[job_id("gang-2")], Moment(now_ms))
-    assert "It waits: it needs 4 nodes, 3 fit; 2 jobs are before it." == told.summary
+    assert "It waits: it needs 4 nodes, 3 fit." == told.summary
     answer = quote(market, QuoteRequest(num_nodes=4), trade.buyer.wallet, now_ms)
     assert ("nodes", "4 nodes needed, 3 fit, 3 free", 3) == (answer.failing, answer.steps[-1].asked, answer.steps[-1].nodes)
     assert 0 == answer.could_run == answer.free_now

@@ -100,7 +100,7 @@ def test_an_organisation_is_limited_as_one() -> None:
     asked = (by(BUYER, "his", org_id=ORG), by(ALICE, "hers", org_id=ORG), by(ALICE, "her own"))
     desk = Desk(*members, limit(ORG, gpus=1), *asked, node_offered(gpus=8))
     assert ["his", "her own"] == list(desk.match_all())
-    assert "your organisation may have 1 GPUs at once and has 1" == told(desk.market, job_of(desk.market, "hers"), desk.now_ms)
+    assert "your organisation may have 1 GPU at once and has 1" == told(desk.market, job_of(desk.market, "hers"), desk.now_ms)
 
 
 # Money.
