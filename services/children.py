@@ -90,15 +90,21 @@ class Child:
         if code in self._gives_up_on:
             self.given_up = code
             return True
+        if self._not_before_s == 0.0 and time.monotonic() - self._started_s > STABLE_S:
+            self._start_again()  # everybody waits for it, and it will not die again at once
+            return True
         if self._not_before_s == 0.0:
             self._not_before_s = time.monotonic() + self._backoff_s
             self._backoff_s = min(BACKOFF_S_MAX, self._backoff_s * 2)
             return True
         if time.monotonic() >= self._not_before_s:
-            self._not_before_s = 0.0
-            self.restarts += 1
-            self.start()
+            self._start_again()
         return False
+
+    def _start_again(self) -> None:
+        self._not_before_s = 0.0
+        self.restarts += 1
+        self.start()
 
     def stop(self, number: int = signal.SIGTERM, timeout_s: float = STOP_TIMEOUT_S) -> None:
         """End it, gently first; returns when it is gone."""

@@ -72,6 +72,16 @@ def test_a_child_that_is_killed_is_noticed_once_and_started_again(children: Chil
     assert 1 == child.restarts
 
 
+def test_a_child_that_has_lived_for_long_is_started_again_at_once(children: Children, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.children.STABLE_S", 0.0)
+    child = children.start()
+    first = child.pid
+    assert first is not None and not child.look_after()
+    os.kill(first, signal.SIGKILL)
+    wait_until(child.look_after, "its end is noticed")
+    assert child.pid not in (None, first)
+
+
 def test_a_child_that_dies_again_and_again_is_started_ever_less_often(children: Children) -> None:
     child = children.start("raise SystemExit(1)")
     deaths: list[float] = []
