@@ -18,6 +18,7 @@ import tty
 from collections.abc import Iterator
 from typing import Any
 
+from events.stepping import end_all
 from events.tunnel import Tunnel
 from events.tunnel_frames import Target
 
@@ -101,9 +102,7 @@ class ShellEnd:
                 writing.result()
             return await self._outcome
         finally:
-            for task in (sending, writing):
-                task.cancel()
-            await asyncio.gather(sending, writing, return_exceptions=True)
+            await end_all((sending, writing))
             self._tunnel.reset(self._number, "the buyer left")
 
     # ---- from us to the job

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from events.connection import Connection, WalletKey
 from events.errors import BazaarError
 from events.session import Session
+from events.stepping import end_all
 from events.tunnel import NodeSilent, Tunnel, meet
 from events.tunnel_frames import Target
 from events.tunnel_keys import Facts, Identity
@@ -129,9 +130,7 @@ class Reach:
         """Say goodbye and let go."""
         for server in self._servers:
             server.close()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end_all(self._tasks)
         if self._tunnel is not None:
             self._tunnel.close("the buyer left")
         if self._connection is not None:

@@ -10,7 +10,6 @@ import inspect
 import logging
 import ssl
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from typing import NamedTuple
 
 from nats import errors as nats_errors
@@ -19,6 +18,7 @@ from nats.aio.client import Client
 from events import pinning
 from events.errors import ConnectionRefused, MarketUnreachable
 from events.nats_bulk import BulkProtocol, take_over
+from events.stepping import for_at_most
 
 CONNECT_TIMEOUT_S = 5
 CLOSE_TIMEOUT_S = 2.0
@@ -155,14 +155,10 @@ class NatsClient(Client):
     async def dispose(self) -> None:
         """Close, whatever state it is in, and leave no socket."""
         self.ended = True
-        with suppress(Exception):
-            async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                await self.close()
+        await for_at_most(CLOSE_TIMEOUT_S, self.close())
         if self._transport is not None:
             self._transport.close()  # type: ignore[no-untyped-call]
-            with suppress(Exception):
-                async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                    await self._transport.wait_closed()  # type: ignore[no-untyped-call]
+            await for_at_most(CLOSE_TIMEOUT_S, self._transport.wait_closed())  # type: ignore[no-untyped-call]
 
 
 class Subscription:

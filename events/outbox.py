@@ -200,6 +200,9 @@ class _Writer:
     def flush(self) -> Future[None]:
         done: Future[None] = Future()
         with self._wake:
+            if self._closing:
+                done.set_exception(OutboxFailed(why=f"{self._path}: it is closed"))
+                return done
             self._flushes.append(done)
         self.kick()
         return done
@@ -239,7 +242,7 @@ class _Writer:
                 connection = connection or _connect(self._path)
                 if inserts or settled:
                     self._write(connection, inserts, settled)
-            except sqlite3.Error as error:
+            except Exception as error:  # whatever it is: this thread goes on, and who waits for the disk hears of it
                 failure = OutboxFailed(why=f"{self._path}: {error}", hint="Free some disk space; until then a crash would lose events.")
                 log.error("%s %s", failure.what, failure.why)
                 self._put_back(inserts, settled)
@@ -265,7 +268,7 @@ class _Writer:
             if kept:
                 connection.execute("DELETE FROM outcomes WHERE ended_ms < ?", (now_ms - OUTCOMES_KEPT_MS,))
             connection.execute("COMMIT")
-        except sqlite3.Error:
+        except BaseException:
             with suppress(sqlite3.Error):
                 connection.execute("ROLLBACK")
             raise

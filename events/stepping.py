@@ -38,6 +38,15 @@ async def end_all(tasks: Iterable[asyncio.Task[Any]]) -> None:
             task.exception()  # it has been seen: whoever ends a task does not wait for what it says
 
 
+async def for_at_most(seconds: float, work: Coroutine[Any, Any, None]) -> None:
+    """Do this, and end it when it takes longer, however often it must be told. What it raises is not heard."""
+    task = asyncio.get_running_loop().create_task(work)
+    try:
+        await asyncio.wait({task}, timeout=seconds)
+    finally:
+        await end_all((task,))
+
+
 def _ended(task: asyncio.Task[None]) -> None:
     _going_on.discard(task)
     if not task.cancelled() and task.exception() is not None:

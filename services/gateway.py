@@ -17,7 +17,7 @@ from nacl.signing import SigningKey
 from events import sealing, wire
 from events.codec import Malformed
 from events.connection import Connection, ServiceKey
-from events.errors import BazaarError, LogCorrupt, LogUnavailable, MarketUnreachable, Refused
+from events.errors import BazaarError, LogUnavailable, MarketUnreachable, Refused
 from events.files import MANIFEST_BYTES_MAX, HostileManifest, decode_manifest
 from events.nats_client import Message
 from events.nats_log import NatsLog
@@ -298,9 +298,21 @@ def _roots(job: Job, wallet: str) -> list[tuple[BlobRef, str]]:
 
 
 async def serve(broker: str, keys: MarketKeys, *, snapshot_file: Path, until: asyncio.Event, sealing_key: SigningKey | None = None) -> None:
-    """Run until the event. Raises LogCorrupt: a damaged ledger is never served from."""
+    """Run until the event, wherever that finds us. Raises LogCorrupt: a damaged ledger is never served from."""
     connection = Connection(broker, ServiceKey(keys.market), "files")
+    work = asyncio.create_task(_serve(connection, snapshot_file, sealing_key))
+    stopped = asyncio.create_task(until.wait())
+    try:
+        await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        await end_all((work, stopped))
+        await connection.close()
+    if not work.cancelled():
+        failures = work.exception()
+        raise failures.exceptions[0] if isinstance(failures, ExceptionGroup) else failures or AssertionError("it goes on for ever")
 
+
+async def _serve(connection: Connection, snapshot_file: Path, sealing_key: SigningKey | None) -> None:
     async def streams() -> None:
         await ensure_streams(connection)
 
@@ -312,16 +324,9 @@ async def serve(broker: str, keys: MarketKeys, *, snapshot_file: Path, until: as
     await follower.catch_up(ledger)
     await gateway.start()
     log.info("ready", how=how, seq=follower.market.last_seq)
-    work = [asyncio.create_task(gateway.follow(ledger)), asyncio.create_task(gateway.tidy())]
-    stopped: asyncio.Task[object] = asyncio.create_task(until.wait())
     try:
-        await asyncio.wait({*work, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        for task in work:
-            if task.done():
-                failure = task.exception()
-                assert isinstance(failure, (LogCorrupt, BazaarError)), failure
-                raise failure
+        async with asyncio.TaskGroup() as group:
+            group.create_task(gateway.follow(ledger))
+            group.create_task(gateway.tidy())
     finally:
-        await end_all((*work, stopped))
         await gateway.close()
-        await connection.close()

@@ -22,7 +22,7 @@ from nacl.signing import SigningKey
 from events import wire
 from events.codec import Malformed
 from events.connection import Connection
-from events.errors import AppendConflict, BazaarError, LogUnavailable, MarketUnreachable
+from events.errors import AppendConflict, BazaarError, ConnectionRefused, LogUnavailable, MarketUnreachable
 from events.fact import Event
 from events.log import Log
 from events.market import MarketCreated, MatcherStarted
@@ -124,16 +124,17 @@ class Matcher:
     async def run(self) -> None:
         """Lead, or stand by and lead when nobody else does, until `stop`."""
         await self._listen()
-        await self._connection.open(wait_s=None)
+        connection: Connection | None = None
         while not self._stopping:
             try:
+                connection = connection or await self._connection.open()  # trying for ever it would not hear of `stop`
                 if self._standby:
                     await self._stand_by()
                 await self._lead()
             except AppendConflict:
                 log.warning("another matcher writes this ledger: standing by")
                 self._standby = True
-            except (LogUnavailable, MarketUnreachable) as error:
+            except (LogUnavailable, MarketUnreachable, ConnectionRefused) as error:
                 log.warning("the ledger is not available", why=error.why or str(error))
                 await asyncio.sleep(0.2)
             finally:

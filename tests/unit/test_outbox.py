@@ -77,6 +77,33 @@ async def test_many_events_cost_one_commit(tmp_path: Path) -> None:
         assert len(versions) <= 3, "the file changed once per window, not once per event"
 
 
+async def test_who_waits_for_the_disk_hears_of_whatever_goes_wrong_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with an_outbox(tmp_path) as outbox:
+        with monkeypatch.context() as broken:
+
+            def fails(*_: object) -> None:
+                raise MemoryError("no room")
+
+            broken.setattr(outbox._writer, "_write", fails)
+            outbox.add(new_id(), b"kept in memory")
+            with pytest.raises(OutboxFailed):
+                async with asyncio.timeout(10):
+                    await outbox.durable()
+        async with asyncio.timeout(10):
+            await outbox.durable()
+    assert [b"kept in memory"] == on_disk(tmp_path)
+
+
+async def test_a_closed_outbox_lets_nobody_wait_for_the_disk(tmp_path: Path) -> None:
+    with an_outbox(tmp_path) as outbox:
+        outbox.add(new_id(), b"one")
+        await outbox.durable()
+    with pytest.raises(OutboxFailed) as caught:
+        async with asyncio.timeout(10):
+            await outbox.durable()
+    assert caught.value.why.endswith("it is closed")
+
+
 async def test_a_settled_event_is_gone_from_the_file(tmp_path: Path) -> None:
     with an_outbox(tmp_path) as outbox:
         ids = [new_id() for _ in range(3)]
