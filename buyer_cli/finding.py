@@ -1,8 +1,9 @@
-"""Which job or node is meant: a whole id, a unique prefix, `last`, or a node's name while only one node has it."""
+"""Which job, group or node is meant: a whole id, a unique prefix, `last`, or a node's name while only one node has it."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from buyer_cli.api_reads import Api
@@ -16,6 +17,7 @@ from events.values import Role
 
 Json = dict[str, Any]
 _JOB_PREFIX = re.compile(r"j[a-z2-7]{0,19}")
+_GROUP_ID = re.compile(r"g[a-z2-7]{19}")
 _CANDIDATES = 5
 
 
@@ -35,6 +37,10 @@ def find_job(caller: Caller, api: Api, asked: str, *, market_knows: bool = False
         if not mine:
             raise Complaint("unknown_job", "You have no job yet.", "", "bazaar run SCRIPT", exit_code=NOT_FOUND)
         return mine[0]
+    if _GROUP_ID.fullmatch(asked):
+        found = jobs_of_group(api, asked)
+        names = " ".join(str(job["id"]) for job in found[:_CANDIDATES]) + (" ..." if len(found) > _CANDIDATES else "")
+        raise Complaint("ambiguous", f"{asked} is a group of {len(found)} jobs.", f"They are {names}.", "name one of them", exit_code=USAGE)
     if not _JOB_PREFIX.fullmatch(asked):
         raise _no_job(asked, "A job's id is j and 19 letters and digits; a unique beginning of it will do, and so will `last`.")
     if len(asked) == 20:
@@ -45,6 +51,37 @@ def find_job(caller: Caller, api: Api, asked: str, *, market_knows: bool = False
     if len(found) > 1:
         raise Complaint("ambiguous", f"{asked} is the beginning of {len(found)} ids.", _listed(found), "write more of it", exit_code=USAGE)
     return found[0]
+
+
+def find_jobs(caller: Caller, api: Api, asked: Iterable[str], *, market_knows: bool = False) -> list[Json]:
+    """The jobs that are meant, each once; for a group all of its jobs. Raises Complaint."""
+    found: dict[str, Json] = {}
+    for one in asked:
+        some = jobs_of_group(api, one) if _GROUP_ID.fullmatch(one) else [find_job(caller, api, one, market_knows=market_knows)]
+        found |= {str(job["id"]): job for job in some}
+    return list(found.values())
+
+
+def jobs_of_group(api: Api, group: str) -> list[Json]:
+    """All jobs of a group, ranks in their order. Raises Complaint when nobody may see any."""
+    found = sorted(api.items("/v1/jobs", {"group": group}), key=lambda job: (job.get("rank") or 0, job.get("submitted_ms") or 0))
+    if not found:
+        raise Complaint("unknown_job", f"There is no group {group}.", "No job of yours is in it.", "bazaar ps -a", exit_code=NOT_FOUND)
+    return found
+
+
+def with_ranks(api: Api, found: Iterable[Json]) -> list[Json]:
+    """These jobs, and where one is a rank of a gang all of its ranks."""
+    known: dict[str, Json] = {}
+    for job in found:
+        some = jobs_of_group(api, str(job["group"])) if is_rank(job) else [job]
+        known |= {str(one["id"]): one for one in some}
+    return list(known.values())
+
+
+def is_rank(job: Json) -> bool:
+    """Whether it belongs to a gang."""
+    return int(job.get("num_nodes") or 1) > 1 and bool(job.get("group"))
 
 
 def _by_id(api: Api, job_id: str, market_knows: bool) -> Json:

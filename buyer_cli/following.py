@@ -253,6 +253,7 @@ def quote_request(order: JobSubmitted, *, submitted: bool) -> QuoteRequest:
         num_nodes=order.num_nodes,
         variants=order.variants,
         max_price_uusd_per_gpu_hour=order.max_price_uusd_per_gpu_hour,
+        max_total_uusd=order.max_total_uusd,
         timeout_s=order.timeout_s,
         org_id=order.org_id,
         job_id=order.job_id if submitted else None,

@@ -13,6 +13,7 @@ from buyer_cli.terminal import Terminal
 from events import ids
 from events.codec import encode_event
 from events.errors import MarketUnreachable
+from events.fact import Event
 from events.gangs import GANG_BYTES_MAX
 from events.jobs import JobSubmitted
 from events.market_client import MarketClient
@@ -34,8 +35,8 @@ def ranks_of(order: JobSubmitted) -> list[JobSubmitted]:
     return [first, *others]
 
 
-async def submit_together(client: MarketClient, orders: Sequence[JobSubmitted], timeout_s: float) -> list[Outcome]:
-    """The market's answers to all ranks. Raises MarketUnreachable."""
+async def submit_together(client: MarketClient, orders: Sequence[Event], timeout_s: float) -> list[Outcome]:
+    """The market's answers to what is said of all ranks. Raises MarketUnreachable."""
     if len(orders) == 1:
         return [await client.submit(orders[0], timeout_s)]
     tickets = client.enqueue(*orders)

@@ -42,6 +42,9 @@ async def agreed(client: MarketClient, terminal: Terminal, order: JobSubmitted, 
             allowed = [msgspec.structs.replace(asked, allow_simulated=True) for asked in (order.requirements, *order.variants)]
             order = msgspec.structs.replace(order, requirements=allowed[0], variants=tuple(allowed[1:]))
             quote = await quoted(client, order)
+    if order.estimate_s is not None and order.estimate_s > order.timeout_s:
+        lasts, ends = render.duration(order.estimate_s), render.duration(order.timeout_s)
+        terminal.note(f"warning: it is thought to take {lasts} (--estimate) and is stopped after {ends} (--timeout)")
     say_quote(terminal, quote, order)
     if not quote.free_now or quote.paused:
         if manner.now:
@@ -50,6 +53,8 @@ async def agreed(client: MarketClient, terminal: Terminal, order: JobSubmitted, 
         terminal.note(f"warning: nobody can run it at present{why}; it waits in the queue")
         if quote.only_simulated:
             terminal.note("         --allow-simulated lets it run on simulated cards")
+        elif quote.change:
+            terminal.note(f"         what would help: {render.text(quote.change)}")
     if not manner.yes and not terminal.confirm("Run it?", default=bool(quote.could_run)):
         raise Complaint("declined", "Nothing was submitted.", exit_code=1)
     return order
@@ -80,7 +85,7 @@ def no_place(quote: QuoteAnswer) -> Complaint:
             "no_place",
             "Nobody here could run this.",
             render_quote.failing_sentence(quote),
-            "ask for less; `bazaar offers` shows what there is",
+            render.text(quote.change) if quote.change else "ask for less; `bazaar offers` shows what there is",
             exit_code=NO_PLACE,
         )
     hint = "leave --now out: the job then waits its turn"

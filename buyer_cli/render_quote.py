@@ -42,7 +42,7 @@ def funnel_rows(quote: QuoteAnswer) -> list[tuple[str, str, str]]:
 def failing_sentence(quote: QuoteAnswer) -> str:
     """Which condition no node passes."""
     for step in quote.steps:
-        if step.condition == quote.failing == "nodes":
+        if step.condition == quote.failing and step.condition in ("nodes", "target"):
             return text(step.asked)
         if step.condition == quote.failing:
             return f"no node passes: {text(step.condition)}" + (f" ({text(step.asked)})" if step.asked else "")
@@ -56,8 +56,8 @@ def waiting_sentence(quote: QuoteAnswer) -> str:
     if quote.failing is not None:
         simulated = "; only simulated cards would do, and the job does not allow them" if quote.only_simulated else ""
         return failing_sentence(quote) + simulated
-    if any(step.condition == "limit" and step.nodes == 0 for step in quote.steps):
-        return "a limit of your wallet or organisation is reached (bazaar why JOB says which)"
+    if limit_sentence(quote):
+        return limit_sentence(quote)
     parts = []
     if quote.queue_position:
         parts.append(f"{count(quote.queue_position, 'job')} before it")
@@ -69,6 +69,12 @@ def waiting_sentence(quote: QuoteAnswer) -> str:
         busy = f"{count(quote.could_run, 'node')} could run it, {'it is' if quote.could_run == 1 else 'all are'} busy"
         parts.append(busy + free_in(quote))
     return ", ".join(parts) or "its turn has not come"
+
+
+def limit_sentence(quote: QuoteAnswer) -> str:
+    """Which limit of the wallet or its organisation leaves no node; empty when none does."""
+    words = next((text(step.asked) for step in quote.steps if step.condition == "limit" and step.nodes == 0), "")
+    return words if not words or words.startswith("your ") else "a limit of your wallet or organisation is reached"
 
 
 def free_in(quote: QuoteAnswer) -> str:
@@ -92,7 +98,7 @@ def cost_sentence(quote: QuoteAnswer, num_gpus: int, timeout_s: int, max_price_u
     basis = f"{duration(timeout_s)} {cards} at {price(top)}"
     if max_price_uusd is not None:
         return f"at most {usd(cap)} ({basis})"
-    low = charge_uusd(timeout_s * 1000, num_gpus, min(prices))
+    low = quote.price_from_uusd if quote.price_from_uusd is not None else charge_uusd(timeout_s * 1000, num_gpus, min(prices))
     span = usd(cap) if low == cap else f"{usd_plain(low)} to {usd(cap)}"
     return f"at most {span} ({basis}, as offered now; --max-price makes that a cap)"
 
@@ -102,6 +108,6 @@ def places_sentence(quote: QuoteAnswer) -> str:
     nodes = count(quote.could_run, "node")
     if quote.free_now:
         return f"{nodes} could run it, {quote.free_now} free now"
-    if any(step.condition == "limit" and step.nodes == 0 for step in quote.steps):
-        return f"{nodes} could run it, and a limit of your wallet or organisation is reached"
+    if limit_sentence(quote):
+        return f"{nodes} could run it, but {limit_sentence(quote)}"
     return f"{nodes} could run it, none free now{free_in(quote)}"

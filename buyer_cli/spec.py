@@ -232,6 +232,7 @@ def _requirements(layer: Layer, target: Target | None, kind: JobKind) -> Require
         shm_mib=get("shm", 0),
         isolation=get("isolation"),
         min_tier=get("min-tier"),
+        node_labels=_at_most(get("node-label", {}), 16, "labels of nodes"),
         network=get("network") or Requirements().network,
         allow_simulated=get("allow-simulated", False),
         target_cards=() if target is None else target.cards,

@@ -208,6 +208,7 @@ KEYS: tuple[Key, ...] = (
         "Name of the job. Default: that of the script.",
     ),
     Key("label", _label, "KEY=VALUE", "A label to find the job by.", Shape.TABLE),
+    Key("node-label", _label, "KEY=VALUE", "Run only where the owner gave the node this label; several: all of them.", Shape.TABLE),
     Key("env", _env, "KEY=VALUE", "A variable in the job's environment. Everybody can read it.", Shape.TABLE, hidden=True),
     Key(
         "secret",

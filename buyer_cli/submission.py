@@ -69,9 +69,21 @@ async def _node_id(api: Api, plan: Plan) -> str | None:
         if not named:
             raise
         return target.node  # the market itself knows it
-    node = find_node(nodes, target.node)
+    node = await _on_the_market(api, nodes, target.node)
     _has_cards(node, target.cards)
     return str(node["id"])
+
+
+async def _on_the_market(api: Api, nodes: list[dict[str, Any]], asked: str) -> dict[str, Any]:
+    """The node that is meant. Raises Complaint, which tells of one that was there once."""
+    try:
+        return find_node(nodes, asked)
+    except Complaint as unknown:
+        gone = await asyncio.to_thread(api.items, "/v1/nodes", {"state": "withdrawn"}) if unknown.code == "unknown_node" else []
+        if not any(asked in (node.get("id"), node.get("name")) for node in gone):
+            raise
+        why = "Its owner took it off; a job can be sent to it when it is offered again."
+        raise Complaint("unknown_target", f"Node {asked} is off the market.", why, "bazaar nodes", exit_code=NO_PLACE) from None
 
 
 def _has_cards(node: dict[str, Any], asked: tuple[int, ...]) -> None:

@@ -258,6 +258,7 @@ class QuoteRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     variants: Annotated[tuple[Requirements, ...], Meta(max_length=4)] = ()
     """What would do as well; the answer is about the nearest of all."""
     max_price_uusd_per_gpu_hour: int | None = None
+    max_total_uusd: int | None = None
     timeout_s: int = 3600
     org_id: str | None = None
     job_id: JobId | None = None

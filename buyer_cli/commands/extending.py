@@ -7,54 +7,34 @@ from typing import Any
 
 import click
 
-from buyer_cli import ending, render
-from buyer_cli.api_reads import Api
+from buyer_cli import render
 from buyer_cli.caller import Caller, command_flags
+from buyer_cli.commands.changing import Words, change
 from buyer_cli.complaint import USAGE, Complaint
-from buyer_cli.finding import find_job
-from buyer_cli.session import opened, run_async
-from events.errors import Refused
 from events.jobs import JobExtended
 from events.quantities import BadValue, duration_s
-from events.reasons import Refusal
-
-ANSWER_S = 30.0
 
 
 @click.command()
-@click.argument("job")
+@click.argument("job", metavar="JOB|GROUP")
 @click.argument("extra", metavar="TIME")
 @command_flags
 def extend(caller: Caller, job: str, extra: str) -> int:
-    """Add TIME, such as 1h, to the timeout of a job that waits or runs, and print when it ends at the latest."""
+    """Add TIME, such as 1h, to the timeout of a job that waits or runs, and print when it ends at the latest.
+
+    Of a rank of a gang, all ranks are extended.
+    """
     try:
         extra_s = duration_s(extra)
     except BadValue as error:
         raise Complaint("usage", f"extend {extra}", error.why, error.hint, exit_code=USAGE) from None
-    api = Api(caller.settings)
-    found = find_job(caller, api, job, market_knows=True)
-    job_id = found["id"]
+    words = Words(lambda told: end_sentence(told, time.time_ns() // 1_000_000), _too_late)
+    return change(caller, job, lambda job_id: JobExtended(job_id=job_id, extra_s=extra_s), words)
 
-    async def go() -> dict[str, Any]:
-        async with opened(caller) as client:
-            outcome = await client.submit(JobExtended(job_id=job_id, extra_s=extra_s), ANSWER_S)
-            if outcome.reason is Refusal.ILLEGAL_IN_STATE:
-                why = "Only a job that waits or runs can be given more time."
-                raise Complaint("illegal_in_state", f"{job_id} cannot be extended any more.", why, f"bazaar show {job_id}", exit_code=1)
-            if outcome.reason is not None:
-                raise Refused(outcome.reason, outcome.detail)
-            told = await ending.job_json_at(api, job_id, outcome.seq)
-            if told is not None:
-                return told
-            known = await client.sync(job_ids=(job_id,))
-            return await ending.job_json(api, known.jobs[0]) if known.jobs else {**found}
 
-    told = run_async(go())
-    if caller.as_json:
-        caller.terminal.emit(told)
-    else:
-        caller.terminal.data(f"{job_id} {end_sentence(told, time.time_ns() // 1_000_000)}")
-    return 0
+def _too_late(job_id: str, state: str) -> Complaint:
+    why = f"It is {state.replace('_', ' ')}; only a job that waits or runs can be given more time."
+    return Complaint("illegal_in_state", f"{job_id} cannot be extended any more.", why, f"bazaar show {job_id}", exit_code=1)
 
 
 def end_sentence(job: dict[str, Any], now_ms: int) -> str:

@@ -13,7 +13,7 @@ from buyer_cli import ending, render
 from buyer_cli.api_reads import Api
 from buyer_cli.caller import Caller, command_flags
 from buyer_cli.complaint import INTERRUPTED, NOT_FINISHED, NOT_FOUND, USAGE, Complaint
-from buyer_cli.finding import Json, find_job
+from buyer_cli.finding import Json, find_job, find_jobs, is_rank, with_ranks
 from buyer_cli.following import Follower, Following
 from buyer_cli.output_merge import STDERR, STDOUT
 from buyer_cli.output_printer import OutputCollector, OutputPrinter, Tail
@@ -45,7 +45,7 @@ def _has_ended(job: Json) -> bool:
 
 
 @click.command()
-@click.argument("jobs", nargs=-1, required=True, metavar="JOB...")
+@click.argument("jobs", nargs=-1, required=True, metavar="JOB|GROUP...")
 @click.option("--for", "limit", metavar="TIME", help="Give up (exit 101) after this time, such as 10m.")
 @click.option("--propagate-exit", is_flag=True, help="Exit with the job's own code.")
 @command_flags
@@ -56,7 +56,7 @@ def wait(caller: Caller, jobs: tuple[str, ...], limit: str | None, propagate_exi
     except BadValue as error:
         raise Complaint("usage", f"--for {limit}", error.why, error.hint, exit_code=USAGE) from None
     api = Api(caller.settings)
-    found = [find_job(caller, api, job, market_knows=True) for job in jobs]
+    found = find_jobs(caller, api, jobs, market_knows=True)
 
     async def go() -> int:
         if not all(_has_ended(job) for job in found):
@@ -195,13 +195,13 @@ async def _manifest(client: MarketClient, api: Api, job: Json) -> BlobRef | None
 
 
 @click.command()
-@click.argument("jobs", nargs=-1, required=True, metavar="JOB...")
+@click.argument("jobs", nargs=-1, required=True, metavar="JOB|GROUP...")
 @click.option("--wait", "until_gone", is_flag=True, help="Return when nothing of it runs any longer.")
 @command_flags
 def cancel(caller: Caller, jobs: tuple[str, ...], until_gone: bool) -> int:
-    """Cancel jobs; returns when that is in the ledger."""
+    """Cancel jobs; returns when that is in the ledger. A gang is cancelled as a whole, whichever rank is named."""
     api = Api(caller.settings)
-    found = [find_job(caller, api, job, market_knows=True) for job in jobs]
+    found = with_ranks(api, find_jobs(caller, api, jobs, market_knows=True))
 
     async def go() -> int:
         async with opened(caller) as client:
@@ -218,21 +218,19 @@ async def _cancel(caller: Caller, client: MarketClient, api: Api, job: Json, unt
     outcome = await client.submit(JobCancelRequested(job_id=job_id), ANSWER_S)
     if outcome.reason is not None:
         view = await _as_the_market_has_it(client, job)
-        if outcome.reason is Refusal.ILLEGAL_IN_STATE and view is not None and view.state in render.EXIT_CODES:
-            caller.terminal.note(f"{job_id} has ended already: {view.state}")
+        if outcome.reason is not Refusal.ILLEGAL_IN_STATE or view is None:
+            raise Refused(outcome.reason, outcome.detail)
+        if view.state in render.EXIT_CODES:  # of a gang: it ended with the rank that was cancelled first
+            with_it = is_rank(job) and view.state == "cancelled" and job.get("state") not in render.EXIT_CODES
+            caller.terminal.note(f"{job_id} {'cancelled' if with_it else f'has ended already: {view.state}'}")
             return await ending.job_json(api, view)
-        raise Refused(outcome.reason, outcome.detail)
+        if view.state != "stopping":
+            raise Refused(outcome.reason, outcome.detail)
     if until_gone:
         ended = await Follower(job_id, None, Following(client, api, caller.terminal, None, quiet=True)).follow()
         caller.terminal.note(f"{job_id} {ended.state}")
         return await ending.job_json(api, ended)
     told = await ending.job_json_at(api, job_id, outcome.seq) or {**job, "state": "cancelled"}
-    word = (
-        "cancelled"
-        if told.get("state") == "cancelled"
-        else "is being stopped"
-        if told.get("state") == "stopping"
-        else str(told.get("state"))
-    )
-    caller.terminal.note(f"{job_id} {word}")
+    state = str(told.get("state"))
+    caller.terminal.note(f"{job_id} {'is being stopped' if state == 'stopping' else state}")
     return told

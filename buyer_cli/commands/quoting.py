@@ -62,5 +62,6 @@ def _show(terminal: Terminal, order: JobSubmitted, answer: QuoteAnswer) -> None:
     if answer.offers:
         terminal.data("")
         terminal.table(render_quote.OFFER_HEADERS, [render_quote.offer_row(offer) for offer in answer.offers])
+    if answer.could_run:
         terminal.data("")
         terminal.data(f"{render_quote.places_sentence(answer)}; {cost(answer, order)}")

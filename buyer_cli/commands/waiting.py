@@ -7,40 +7,35 @@ from typing import Any
 
 import click
 
-from buyer_cli import ending, render
-from buyer_cli.api_reads import Api
+from buyer_cli import render
 from buyer_cli.caller import Caller, command_flags
+from buyer_cli.commands.changing import Words, change
 from buyer_cli.complaint import USAGE, Complaint
-from buyer_cli.finding import find_job
-from buyer_cli.session import opened, run_async
 from events import quantities
-from events.errors import Refused
 from events.fact import Event
 from events.jobs import JobRepriced, JobReprioritised
 from events.quantities import BadValue
-from events.reasons import Refusal
 
-ANSWER_S = 30.0
 ANY = "any"
 PRICE_MAX = 10**12
 
 
 @click.command()
-@click.argument("job")
+@click.argument("job", metavar="JOB|GROUP")
 @click.argument("level", metavar="low|normal|high|critical|0-100")
 @command_flags
 def priority(caller: Caller, job: str, level: str) -> int:
-    """Give a queued job another priority. Under it the job stands behind those that have it already."""
+    """Give a queued job another priority. Under it the job stands behind those that have it already. Of a gang, all ranks get it."""
     changed = _read("priority", level, quantities.priority)
     return _change(caller, job, lambda job_id: JobReprioritised(job_id=job_id, priority=changed))
 
 
 @click.command()
-@click.argument("job")
+@click.argument("job", metavar="JOB|GROUP")
 @click.argument("price", metavar="USD")
 @command_flags
 def reprice(caller: Caller, job: str, price: str) -> int:
-    """Change what a queued job may cost per GPU-hour, such as 0.45; `any`: whatever the cheapest node asks."""
+    """Change what a queued job may cost per GPU-hour, such as 0.45; `any`: whatever the cheapest node asks. Of a gang, for all ranks."""
     most = None if price == ANY else _read("reprice", price, lambda text: quantities.uusd(text, PRICE_MAX))
     return _change(caller, job, lambda job_id: JobRepriced(job_id=job_id, max_price_uusd_per_gpu_hour=most))
 
@@ -54,29 +49,13 @@ def _read(command: str, text: str, read: Callable[[str], int]) -> int:
 
 def _change(caller: Caller, job: str, event: Callable[[str], Event]) -> int:
     """Say it, and show where the job stands then."""
-    api = Api(caller.settings)
-    found = find_job(caller, api, job, market_knows=True)
-    job_id = found["id"]
+    return change(caller, job, event, Words(standing, _too_late))
 
-    async def go() -> dict[str, Any]:
-        async with opened(caller) as client:
-            outcome = await client.submit(event(job_id), ANSWER_S)
-            if outcome.reason is Refusal.ILLEGAL_IN_STATE:
-                known = await client.sync(job_ids=(job_id,))
-                state = known.jobs[0].state if known.jobs else "over"
-                why = f"It is {state}; only what waits in the queue can be changed: the price of a run is locked when it gets its node."
-                hint = f"bazaar cancel {job_id}, then submit it anew" if state in render.UNFINISHED else f"bazaar show {job_id}"
-                raise Complaint("illegal_in_state", f"{job_id} does not wait any more.", why, hint, exit_code=1)
-            if outcome.reason is not None:
-                raise Refused(outcome.reason, outcome.detail)
-            return await ending.job_json_at(api, job_id, outcome.seq) or dict(found)
 
-    told = run_async(go())
-    if caller.as_json:
-        caller.terminal.emit(told)
-    else:
-        caller.terminal.data(f"{job_id} {standing(told)}")
-    return 0
+def _too_late(job_id: str, state: str) -> Complaint:
+    why = f"It is {state}; only what waits in the queue can be changed: the price of a run is locked when it gets its node."
+    hint = f"bazaar cancel {job_id}, then submit it anew" if state in render.UNFINISHED else f"bazaar show {job_id}"
+    return Complaint("illegal_in_state", f"{job_id} does not wait any more.", why, hint, exit_code=1)
 
 
 def standing(job: dict[str, Any]) -> str:

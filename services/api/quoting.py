@@ -35,7 +35,7 @@ def quoted(mirror: Mirror, request: QuoteRequest, viewer: Viewer, now_ms: int) -
         request = msgspec.structs.replace(request, job_id=None)
     suspects = mirror.telemetry.suspects(market.nodes, market.policy.suspect_s, now_ms)
     position = None if request.job_id is None else mirror.standing.queue.position(request.job_id)
-    return quote(market, request, viewer.wallet or "", now_ms, suspects, Known(mirror.offer_keys, position))
+    return quote(market, request, viewer.wallet or "", now_ms, suspects, known=Known(mirror.offer_keys, position))
 
 
 def quote_view(answer: QuoteAnswer) -> QuoteView:

@@ -44,6 +44,8 @@ def _cards(who: str, limit: Limit, asked: int, has: int) -> str:
     """Too many cards by themselves, or beside those that it has."""
     if limit.gpus is None or has + asked <= limit.gpus:
         return ""
+    if not limit.gpus:
+        return f"{who} may have no GPU; only the operator can change that"
     most = f"{who} may have {count(limit.gpus)} at once"
     if asked > limit.gpus:
         return f"{most}, and this job asks for {asked}: ask for fewer, or ask the operator for more"

@@ -20,10 +20,11 @@ from projections.job_states import QUEUED
 from projections.market import Market
 from projections.nodes import Allocation, Node, NodeState, free_cards
 from services.matcher.changes import Question, smallest_change
-from services.matcher.feasibility import CONDITIONS, Ask, Scene, choose, is_free, usd
+from services.matcher.feasibility import CONDITIONS, Ask, Scene, choose, is_free, obstacle, usd
 from services.matcher.limit_words import told_of
 from services.matcher.limits import UNLIMITED_UUSD, price_cap
 from services.matcher.policies import order_key
+from services.matcher.shortfalls import shortfall
 from services.matcher.verdicts import LIMIT, OfferKeys, Verdicts, verdicts
 
 OFFERS_MAX = 20
@@ -50,15 +51,17 @@ class Known(NamedTuple):
     position: int | None = None
 
 
+NOTHING = Known()
+
+
 def quote(
-    market: Market, request: QuoteRequest, buyer: Wallet, now_ms: int, suspects: Container[str] = frozenset(), known: Known | None = None
+    market: Market, request: QuoteRequest, buyer: Wallet, now_ms: int, suspects: Container[str] = frozenset(), *, known: Known = NOTHING
 ) -> QuoteAnswer:
     """The answer to a buyer's request, as the market stands now. Of several choices the one that is free now, else the one that somebody
     could run, else the first; the cheapest of those."""
     org = None if request.org_id is None else market.identity.orgs.get(request.org_id)
     if org is None or buyer not in org.members:  # who is no member learns nothing of its limits
         request = msgspec.structs.replace(request, org_id=None)
-    known = Known() if known is None else known
     keys = OfferKeys() if known.keys is None else known.keys
     keys.sweep(len(market.nodes))
     scene, best = Scene(market, now_ms, suspects), None
@@ -81,7 +84,7 @@ def _quote_one(request: QuoteRequest, buyer: Wallet, scene: Scene, keys: OfferKe
     """Too few nodes for a gang are none."""
     requirements, needed, market = request.requirements, request.num_nodes, scene.market
     ask = Ask(requirements, buyer, request.max_price_uusd_per_gpu_hour, org_id=request.org_id, timeout_s=request.timeout_s)
-    ask = ask._replace(num_nodes=needed)
+    ask = ask._replace(num_nodes=needed, left_uusd=request.max_total_uusd)
     found = funnel(ask, scene, keys)
     fit, free = len(found.could_run), len(found.free_now)
     failing = found.failing if found.failing is not None or fit >= needed else "nodes"
@@ -130,11 +133,22 @@ def funnel(ask: Ask, scene: Scene, keys: OfferKeys | None = None) -> Funnel:
             before = allowed
         left = sum(at > place for at in within) if is_limited else left
         if left < before or not condition.quiet:
-            steps.append(QuoteStep(condition.name, condition.asked(ask), left))
+            words = _target(ask, scene) if condition.name == "target" and not left else condition.asked(ask)
+            steps.append(QuoteStep(condition.name, words, left))
         if not left and failing is None and condition.static:
             failing = condition.name
         before = left
     return Funnel(steps, able, free, failing, found)
+
+
+def _target(ask: Ask, scene: Scene) -> str:
+    """What is wrong with the one node that would do."""
+    target = ask.requirements.target_node or ""
+    node = scene.market.nodes.get(target)
+    if node is None:
+        return f"there is no node {target}"
+    found = obstacle(ask, node, scene)
+    return f"node {node.offer.name} ({target})" + ("" if found is None else f": {shortfall(found.name, ask, node, scene)}")
 
 
 def limit_of(ask: Ask, scene: Scene) -> int:

@@ -128,7 +128,7 @@ def _weaker_isolation(ask: Ask, node: Node) -> Iterator[Tried]:
 def _fewer_labels(ask: Ask, node: Node) -> Iterator[Tried]:
     kept = dict(ask.requirements.node_labels.items() & node.offer.labels.items())
     dropped = sorted(set(ask.requirements.node_labels) - set(kept))
-    yield Tried(_with(ask, node_labels=kept), f"no label {', '.join(dropped)}", 0.5)
+    yield Tried(_with(ask, node_labels=kept), f"no --node-label {', '.join(dropped)}", 0.5)
 
 
 def _smaller_when_busy(ask: Ask, node: Node) -> Iterator[Tried]:

@@ -125,7 +125,7 @@ def test_who_is_before_it_and_why() -> None:
         ({"isolation": Isolation.PROCESS}, {"isolation": Isolation.CONTAINER}, "--isolation process", True),
         ({}, {"min_tier": Tier.BENCHMARKED}, "no --min-tier", True),
         ({}, {"network": Network.EGRESS}, "--network none", True),
-        ({}, {"node_labels": {"region": "eu"}}, "no label region", True),
+        ({}, {"node_labels": {"region": "eu"}}, "no --node-label region", True),
     ],
 )
 def test_the_smallest_single_change_that_would_place_it(node: dict[str, Any], asked: dict[str, Any], flag: str, at_once: bool) -> None:
