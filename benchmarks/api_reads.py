@@ -143,7 +143,7 @@ async def _report(writer: Writer, server: Server, cases: list[str], seconds: flo
     for case in cases:
         if case == "streams":
             continue
-        connections = 32 if case == "one" else 16
+        connections = {"one": 32, "metrics": 1}.get(case, 16)
         arguments = ["--load", str(server.port), paths[case], str(connections), str(seconds), "gzip" if case in ("gzip", "state") else ""]
         told, used = await _measured(server, idle, *arguments)
         cpu_us = used / told["requests"] * 1e6

@@ -8,6 +8,7 @@ import time
 from bisect import bisect_left
 from typing import Any
 
+CHUNKED = 1 << 60
 _LENGTH = re.compile(rb"\r\ncontent-length: (\d+)\r\n", re.IGNORECASE)
 
 
@@ -36,10 +37,11 @@ class Asker(asyncio.Protocol):
         if self.missing <= 0:
             end = data.find(b"\r\n\r\n")
             found = _LENGTH.search(data, 0, end + 2)
-            assert data.startswith(b"HTTP/1.1 200") and found, data[:200]
-            self.missing = int(found[1]) + end + 4
+            assert data.startswith(b"HTTP/1.1 200"), data[:200]
+            self.missing = int(found[1]) + end + 4 if found else CHUNKED
         self.missing -= len(data)
-        if self.missing <= 0:
+        if self.missing <= 0 or (self.missing > CHUNKED // 2 and data.endswith(b"\r\n0\r\n\r\n")):
+            self.missing = 0
             now_s = time.perf_counter()
             self.latencies.append(now_s - self.asked_s)
             if now_s < self.until_s:

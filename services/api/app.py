@@ -77,6 +77,7 @@ class Api:
         self._connection.on_up(self._streams)
         await self._connection.open(wait_s=None)
         upkeep = await self._caught_up()
+        upkeep.mirror.tallies.settle(self.desk.now_ms())  # the first count is the only long one
         self.desk.source = Source(upkeep.mirror, self._read_model, self._ledger, self._connection, Past(self._ledger))
         await Rpc(self._connection, self.desk).start()
         log.info("ready", seq=upkeep.mirror.market.last_seq)

@@ -13,7 +13,6 @@ import msgspec
 from events.page import decode_page, records_of
 from projections.job_states import HELD
 from projections.jobs import Job
-from projections.market import Market
 from services.api import queries
 from services.api.asking import Asked, Endpoint, Reply, job_in_memory, job_that_ended
 from services.api.event_feed import EventView, event_view
@@ -163,27 +162,20 @@ async def queue(asked: Asked) -> Reply:
     """What waits and what runs."""
     mirror, market = asked.mirror, asked.mirror.market
     waiting = [market.jobs[name] for name in islice(mirror.standing.queue.in_order(), QUEUE_MAX)]
-    running = held_jobs(market)
+    running_total, running = held_jobs(asked, QUEUE_MAX)
     view = QueueView(
         queued=[seen(asked, job) for job in waiting],
-        running=[seen(asked, job) for job in running[:QUEUE_MAX]],
+        running=[seen(asked, job) for job in running],
         queued_total=len(mirror.standing.queue),
-        running_total=len(running),
+        running_total=running_total,
     )
     return Reply(asked.as_of_seq, view)
 
 
-def held_jobs(market: Market) -> list[Job]:
-    """Jobs that a node has, oldest first."""
-    return sorted(_held(market), key=lambda job: job.submitted_seq)
-
-
-def _held(market: Market) -> Iterator[Job]:
-    """Jobs that a node has, found by the leases, of which there are never more than cards or cores."""
-    for epoch, node_id in market.leases.items():
-        job = market.jobs.get(market.nodes[node_id].allocations[epoch].job_id)
-        if job is not None and job.state in HELD and job.run is not None and job.run.epoch == epoch:
-            yield job
+def held_jobs(asked: Asked, most: int) -> tuple[int, list[Job]]:
+    """How many jobs a node has, and the oldest of them."""
+    total, names = asked.mirror.standing.unfinished.among(state.value for state in HELD)
+    return total, [asked.mirror.market.jobs[name] for name in islice(names, most)]
 
 
 def seen(asked: Asked, job: Job) -> JobView:

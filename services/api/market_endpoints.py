@@ -49,7 +49,7 @@ async def policy(asked: Asked) -> Reply:
 async def stats(asked: Asked) -> Reply:
     """Figures."""
     mirror = asked.mirror
-    return Reply(asked.as_of_seq, stats_view(mirror.market, mirror.telemetry, mirror.hour, asked.now_ms))
+    return Reply(asked.as_of_seq, stats_view(mirror.market, mirror.tallies, mirror.hour, asked.now_ms))
 
 
 class NodePage(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,8 +11,7 @@ from events.market import Policy
 from projections.job_states import TERMINAL
 from projections.jobs import Job
 from projections.market import Market
-from projections.nodes import NodeState, free_cards
-from services.api.telemetry import Telemetry
+from services.api.tallies import Tallies
 
 HOUR_MS = 3_600_000
 
@@ -151,23 +150,17 @@ def remembered(jobs: dict[str, Job]) -> LastHour:
     return hour
 
 
-def stats_view(market: Market, telemetry: Telemetry, hour: LastHour, now_ms: int) -> StatsView:
+def stats_view(market: Market, tallies: Tallies, hour: LastHour, now_ms: int) -> StatsView:
     """The JSON of the figures. Cards of nodes that are silent, draining or banned are not on offer."""
-    gpus = taken = free = nodes = 0
-    for node in market.nodes.values():
-        if node.state is not NodeState.OFFERED or telemetry.is_suspect(node, market.policy.suspect_s, now_ms):
-            continue
-        nodes += 1
-        gpus += len(node.offer.cards)
-        taken += len(node.taken)
-        free += len(free_cards(node))
+    tallies.settle(now_ms)
+    cards = tallies.heard_cards
     hour.forget(now_ms)
     states = market.states
     return StatsView(
-        nodes=nodes,
-        gpus=gpus,
-        available_gpus=free,
-        utilization_percent=round(100 * taken / gpus) if gpus else 0,
+        nodes=tallies.heard_nodes,
+        gpus=cards.gpus,
+        available_gpus=cards.free,
+        utilization_percent=round(100 * cards.taken / cards.gpus) if cards.gpus else 0,
         waiting=states.get("queued", 0),
         running=sum(states.get(state, 0) for state in ("matched", "claimed", "starting", "running", "stopping")),
         mean_wait_s=hour.mean_wait_s,

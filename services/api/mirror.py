@@ -6,7 +6,6 @@ Changed in one place only, `fold`, between two awaits, so whoever reads without 
 from __future__ import annotations
 
 import asyncio
-from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import NamedTuple
@@ -29,9 +28,12 @@ from services.api.event_feed import EventFeed, Owner
 from services.api.market_views import Waits, remembered
 from services.api.read_model import FinishedJob, Progress
 from services.api.rights import RightsEvent, RightsLog
+from services.api.sorted_nodes import SortedNodes
 from services.api.standing import Standing
+from services.api.tallies import Tallies
 from services.api.telemetry import Telemetry
 from services.api.views import JobView, job_view
+from services.api.wait_words import WaitWords
 from services.follower import Follower
 from services.matcher.verdicts import OfferKeys
 
@@ -51,21 +53,6 @@ class Batch(NamedTuple):
     candles: list[tuple[Key, Candle]]
 
 
-class Reason(NamedTuple):
-    """Why a job waits, and when that was found out."""
-
-    words: str
-    at_ms: int
-
-
-class Supply(NamedTuple):
-    """The cards of an offer: how many, how many of them healthy, and the same by model."""
-
-    gpus: int
-    healthy: int
-    models: tuple[tuple[str, int, int], ...]
-
-
 class Mirror:
     """The folded market. `on_disk_pages`: up to which page the read model's rows are there already."""
 
@@ -79,12 +66,11 @@ class Mirror:
         self.offer_keys = OfferKeys()
         self.candles = Candles()
         self.waits = Waits()
-        self.reasons: dict[str, Reason] = {}
-        """Why jobs wait, as somebody was told lately (overview.py)."""
+        self.tallies = Tallies(follower.market, self.telemetry)
+        self.words = WaitWords(follower.market, self.tallies, self.offer_keys)
         self._rows: dict[str, tuple[bytes, bytes]] = {}
-        self._supplies: dict[str, tuple[NodeOffered, Supply]] = {}
-        self._by_name: list[tuple[str, str]] | None = None
-        self._by_price: list[tuple[int, str]] | None = None
+        self._by_name: SortedNodes[str] | None = None
+        self._by_price: SortedNodes[int] | None = None
         self.version = 0
         """Counts the changes of anything that an answer may be made of."""
         self._log_created = log_created
@@ -112,6 +98,7 @@ class Mirror:
             self._note(record, job_id, is_on_disk=stored.position <= self._on_disk_pages)
         for job_id in touched:
             self._touch(job_id, page.first_seq)
+            self.tallies.touch(job_id)
             if stored.position > self._on_disk_pages:
                 self._places.append((job_id, stored.position))
         self.version += 1
@@ -120,6 +107,7 @@ class Mirror:
     def _note(self, record: Record, job_id: str | None, *, is_on_disk: bool) -> None:
         event, job = record.event, None if job_id is None else self.market.jobs.get(job_id)
         self.feed.add(record, None if job is None else owner_of(job))
+        self.tallies.folded(record)
         if isinstance(event, JobMatched) and job is not None:
             self.hour.matched(record.time_ms, record.time_ms - job.submitted_ms)
             self.waits.matched(record.time_ms - job.submitted_ms)
@@ -127,10 +115,11 @@ class Mirror:
                 self.candles.matched(event, self.market, record.time_ms)
         elif isinstance(event, PolicyChanged):
             self.standing.reorder()
+            self.tallies.count_anew()
         elif isinstance(event, NodeWithdrawn | NodeLost):
             self.telemetry.forget(event.node_id)
         elif isinstance(event, NodeOffered | NodeRepriced):
-            self._by_price = self._by_name = None
+            self._put_in_order(self.market.nodes[event.node_id])
         elif isinstance(event, RightsEvent):
             self.rights.note(record)
             if isinstance(event, MemberAdded | MemberRemoved):
@@ -140,7 +129,7 @@ class Mirror:
         job = self.market.jobs.get(job_id)
         self.standing.touch(job_id, job)
         self._rows.pop(job_id, None)
-        self.reasons.pop(job_id, None)
+        self.words.forget(job_id)
         if job is None or job.state not in TERMINAL or job.updated_seq < first_seq:
             return
         self.hour.ended(job.ended_ms)
@@ -157,6 +146,7 @@ class Mirror:
         if node is None or node.wallet != view.wallet or node.presence is not NodeState.OFFERED:
             return
         self.telemetry.note(view, now_ms)
+        self.tallies.heard(node.node_id)
         self.version += 1
 
     def remember_ended(self) -> None:
@@ -218,23 +208,20 @@ class Mirror:
     def cheapest_first(self, after: tuple[int, str] | None) -> Iterator[Node]:
         """Nodes, whatever their state, by price and id, behind a place."""
         if self._by_price is None:
-            self._by_price = sorted((node.price_uusd_per_gpu_hour, node.node_id) for node in self.market.nodes.values())
-        ordered = self._by_price
-        start = 0 if after is None else bisect_right(ordered, after)
-        return (self.market.nodes[name] for _, name in islice(ordered, start, None) if name in self.market.nodes)
+            self._by_price = SortedNodes((node.price_uusd_per_gpu_hour, node.node_id) for node in self.market.nodes.values())
+        return (self.market.nodes[name] for name in self._by_price.after(after))
 
     def by_name(self) -> Iterator[Node]:
         """Nodes, whatever their state, by name and id."""
         if self._by_name is None:
-            self._by_name = sorted((node.offer.name, node.node_id) for node in self.market.nodes.values())
-        return (self.market.nodes[name] for _, name in self._by_name if name in self.market.nodes)
+            self._by_name = SortedNodes((node.offer.name, node.node_id) for node in self.market.nodes.values())
+        return (self.market.nodes[name] for name in self._by_name.after())
 
-    def supply(self, node: Node) -> Supply:
-        """What the node offers, counted once for each offer."""
-        kept = self._supplies.get(node.node_id)
-        if kept is None or kept[0] is not node.offer:
-            kept = self._supplies[node.node_id] = (node.offer, _supply(node.offer))
-        return kept[1]
+    def _put_in_order(self, node: Node) -> None:
+        if self._by_price is not None:
+            self._by_price.put(node.node_id, node.price_uusd_per_gpu_hour)
+        if self._by_name is not None:
+            self._by_name.put(node.node_id, node.offer.name)
 
     def finished(self, job_id: str) -> FinishedJob | None:
         """A job that has ended lately or is not on disk yet."""
@@ -270,15 +257,6 @@ class Mirror:
         del self._places[: len(batch.places)]
         self.candles.left()
         self._on_disk_pages = batch.progress.pages
-
-
-def _supply(offer: NodeOffered) -> Supply:
-    counts: dict[str, tuple[int, int]] = {}
-    for card in offer.cards:
-        gpus, healthy = counts.get(card.model, (0, 0))
-        counts[card.model] = (gpus + 1, healthy + card.healthy)
-    models = tuple((model, gpus, healthy) for model, (gpus, healthy) in counts.items())
-    return Supply(len(offer.cards), sum(healthy for _, _, healthy in models), models)
 
 
 def owner_of(job: Job) -> Owner:

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from itertools import islice
 
 import msgspec
 
-from projections.nodes import Node, NodeState, free_cards
+from projections.jobs import Job
+from projections.nodes import NodeState
 from services.api import queries
 from services.api.asking import Asked, Endpoint, Reply
-from services.api.candles import MINUTE_MS, NO_CARD, POINTS_MAX, Point, series
+from services.api.candles import MINUTE_MS, POINTS_MAX, Point, series
 from services.api.job_endpoints import held_jobs, seen
 from services.api.market_views import MarketView, StatsView, market_view, stats_view
-from services.api.mirror import Mirror, Reason
+from services.api.tallies import Tallies, is_there
 from services.api.views import JobView, NodeView, node_view
-from services.matcher.why import Moment, why_in_words
 
 NODES_MAX = 200
 JOBS_MAX = 100
 DAY_MS = 86_400_000
-LOOKS_MAX = 10_000
-"""Nodes that are asked for the reasons of one answer, over all jobs."""
-FEW_NODES = 200
-"""As long as there are no more, every reason is found anew for every answer;"""
-REASON_SERVES_MS_PER_NODE = 1
-"""beyond, one serves for so long."""
 STEPS_MINUTES = (1, 5, 15, 60, 240, 1440, 10_080)
 
 
@@ -63,83 +56,52 @@ class StateView(msgspec.Struct, frozen=True, kw_only=True):
 async def state(asked: Asked) -> Reply:
     """The market at one moment."""
     mirror, market = asked.mirror, asked.mirror.market
-    nodes = [node for node in market.nodes.values() if _is_there(node)]
+    mirror.tallies.settle(asked.now_ms)
+    await mirror.words.prepare(_first_queued(asked), asked.now_ms)
+    mirror.tallies.settle(asked.now_ms)
     shown = list(islice((node for node in mirror.by_name() if node.state is NodeState.OFFERED), NODES_MAX))
     if len(shown) < NODES_MAX:
-        others = (node for node in mirror.by_name() if node.state is not NodeState.OFFERED and _is_there(node))
+        others = (node for node in mirror.by_name() if node.state is not NodeState.OFFERED and is_there(node))
         shown += islice(others, NODES_MAX - len(shown))
-    running = held_jobs(market)
+    running_total, running = held_jobs(asked, JOBS_MAX)
     view = StateView(
         market=market_view(market, mirror.follower.void, None),
-        stats=stats_view(market, mirror.telemetry, mirror.hour, asked.now_ms),
-        models=models(mirror, nodes),
+        stats=stats_view(market, mirror.tallies, mirror.hour, asked.now_ms),
+        models=models(mirror.tallies),
         nodes=[node_view(node, market, mirror.telemetry, asked.now_ms) for node in shown],
-        nodes_total=len(nodes),
+        nodes_total=mirror.tallies.there,
         queued=[seen(asked, market.jobs[name]) for name in islice(mirror.standing.queue.in_order(), JOBS_MAX)],
         queued_total=len(mirror.standing.queue),
-        running=[seen(asked, job) for job in running[:JOBS_MAX]],
-        running_total=len(running),
-        reasons=reasons(asked, len(nodes)),
+        running=[seen(asked, job) for job in running],
+        running_total=running_total,
+        reasons=mirror.words.tell(_first_queued(asked), asked.now_ms),
         now_ms=asked.now_ms,
     )
     return Reply(asked.as_of_seq, view)
 
 
-def _is_there(node: Node) -> bool:
-    return node.state is not NodeState.WITHDRAWN or bool(node.allocations)
+def _first_queued(asked: Asked) -> list[tuple[int, Job]]:
+    """The first of the queued jobs that the reader may see, as far as reasons are told, each with its place."""
+    mirror = asked.mirror
+    first = enumerate(islice(mirror.standing.queue.in_order(), mirror.words.most()))
+    found = ((place, mirror.market.jobs[name]) for place, name in first)
+    return [(place, job) for place, job in found if asked.viewer.may_see_job(job)]
 
 
-def reasons(asked: Asked, nodes: int) -> dict[str, str]:
-    """Why queued jobs wait, for the first of them. What was found out lately is told again where there are many nodes to look at."""
-    mirror, market = asked.mirror, asked.mirror.market
-    most = max(3, min(JOBS_MAX, LOOKS_MAX // max(1, nodes)))
-    serves_ms = nodes * REASON_SERVES_MS_PER_NODE if nodes > FEW_NODES else 0
-    looks, suspects, found = LOOKS_MAX, None, {}
-    for place, name in enumerate(islice(mirror.standing.queue.in_order(), most)):
-        job = market.jobs[name]
-        if not asked.viewer.may_see_job(job):
-            continue
-        reason = mirror.reasons.get(name)
-        if reason is None or (asked.now_ms - reason.at_ms >= serves_ms and looks > 0):
-            if suspects is None:
-                suspects = mirror.telemetry.suspects(market.nodes, market.policy.suspect_s, asked.now_ms)
-            moment = Moment(max(asked.now_ms, market.time_ms), suspects, (), place)
-            reason = mirror.reasons[name] = Reason(why_in_words(market, job, moment, mirror.offer_keys), asked.now_ms)
-            looks -= nodes
-        found[name] = reason.words
-    return found
-
-
-def models(mirror: Mirror, nodes: list[Node]) -> list[ModelView]:
+def models(tallies: Tallies) -> list[ModelView]:
     """What is on offer, by model, the most cards first."""
-    found: dict[str, list[int]] = {}
-    for node in nodes:
-        if node.state is not NodeState.OFFERED:
-            continue
-        price = node.price_uusd_per_gpu_hour
-        for model, gpus, free in _free_by_model(mirror, node) or ((NO_CARD, 0, 0),):
-            row = found.setdefault(model, [0, 0, 0, price, price])
-            row[0] += 1
-            row[1] += gpus
-            row[2] += free
-            if price < row[3]:
-                row[3] = price
-            elif price > row[4]:
-                row[4] = price
     views = [
-        ModelView(model=model, nodes=row[0], gpus=row[1], gpus_free=row[2], low_uusd=row[3], high_uusd=row[4])
-        for model, row in found.items()
+        ModelView(
+            model=model,
+            nodes=len(tally.prices_uusd),
+            gpus=tally.gpus,
+            gpus_free=tally.free,
+            low_uusd=tally.prices_uusd[0],
+            high_uusd=tally.prices_uusd[-1],
+        )
+        for model, tally in tallies.models.items()
     ]
     return sorted(views, key=lambda view: (-view.gpus, view.model))
-
-
-def _free_by_model(mirror: Mirror, node: Node) -> tuple[tuple[str, int, int], ...]:
-    """(model, cards, free ones) of a node."""
-    supply = mirror.supply(node)
-    if not node.taken:
-        return supply.models
-    free = Counter(card.model for card in free_cards(node))
-    return tuple((model, gpus, free[model]) for model, gpus, _ in supply.models)
 
 
 class SeriesView(msgspec.Struct, frozen=True, kw_only=True):

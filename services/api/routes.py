@@ -13,7 +13,7 @@ from urllib.parse import quote
 import msgspec
 from fastapi import FastAPI, Request
 from fastapi.openapi.utils import get_openapi
-from fastapi.responses import Response
+from fastapi.responses import Response, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -86,7 +86,7 @@ def make_app(desk: Desk, streams: Streams, readiness: Readiness, *, is_loopback:
         mirror = desk.ready_source().mirror
         values = queries.read(request.query_params.multi_items(), (queries.DCGM,))
         told = exposition(mirror, desk.now_ms(), dcgm=values.get("dcgm", False))
-        return Response(told, headers={"cache-control": "no-store", "content-type": CONTENT_TYPE})
+        return StreamingResponse(told, headers={"cache-control": "no-store", "content-type": CONTENT_TYPE})
 
     async def openapi() -> Response:
         return _json(msgspec.json.encode(app.openapi()))

@@ -71,6 +71,11 @@ class Unfinished:
             if not seqs:
                 del self._facets[facet]
 
+    def among(self, states: Iterable[str]) -> tuple[int, Iterator[str]]:
+        """How many are in one of these states, and their ids, the oldest first."""
+        lists = [self._facets.get(("state", state), []) for state in states]
+        return sum(map(len, lists)), (self._entries[seq].job_id for seq in heapq.merge(*lists))
+
     def newest_first(self, wanted: JobFilter, before_seq: int | None) -> Iterator[str]:
         """Ids of jobs that may be what is asked for, found by whatever is rarest of it; the rest is for the caller to look at."""
         lists = min(

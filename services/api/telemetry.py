@@ -66,8 +66,11 @@ class Telemetry:
         """An offered node that has been silent for longer than the policy allows."""
         if node.presence is not NodeState.OFFERED:
             return False
-        last_ms = max(self.since_ms, node.offered_ms, self.heard_ms(node.node_id) or 0)
-        return now_ms - last_ms > suspect_s * 1000
+        return now_ms - self.last_ms(node) > suspect_s * 1000
+
+    def last_ms(self, node: Node) -> int:
+        """Since when the node can have been silent."""
+        return max(self.since_ms, node.offered_ms, self.heard_ms(node.offer.node_id) or 0)
 
     def suspects(self, nodes: dict[str, Node], suspect_s: int, now_ms: int) -> frozenset[str]:
         """The ids of all such nodes."""

@@ -29,9 +29,9 @@ async def job_why(asked: Asked) -> Reply:
 def _now(asked: Asked, job: Job) -> Why:
     mirror = asked.mirror
     market, queue = mirror.market, mirror.standing.queue
-    suspects = mirror.telemetry.suspects(market.nodes, market.policy.suspect_s, asked.now_ms)
+    mirror.tallies.settle(asked.now_ms)
     position = queue.position(job.submitted.job_id)
-    moment = Moment(max(asked.now_ms, market.time_ms), suspects, None if position is None else queue.in_order(), position or 0)
+    moment = Moment(max(asked.now_ms, market.time_ms), mirror.tallies.silent, None if position is None else queue.in_order(), position or 0)
     return why(market, job, moment, mirror.offer_keys)
 
 

@@ -50,6 +50,7 @@ from services.api.problems import TROUBLES, ProblemFound, Trouble
 from services.api.queries import JOBS, OFFERS, Parameter
 from services.api.read_model import FinishedJob, JobFilter
 from services.api.standing import Standing
+from services.api.tallies import Tallies
 from services.api.telemetry import Telemetry
 from services.api.views import job_view, node_view, without_secrets
 
@@ -279,7 +280,8 @@ def test_figures_count_cards_on_offer_and_what_the_last_hour_saw() -> None:
     market = over(history)
     history.happen(node_offered("idle", gpus=2), job_submitted("next", num_gpus=8))
     history.happen(make(NodeDrained, node_id=node_of(market, "idle").node_id))
-    view = stats_view(market, Telemetry(history.now_ms), remembered(market.jobs), history.now_ms)
+    tallies = Tallies(market, Telemetry(history.now_ms))
+    view = stats_view(market, tallies, remembered(market.jobs), history.now_ms)
     assert (1, 2, 2, 0, 1, 1, 0.0) == (
         view.nodes,
         view.gpus,
@@ -289,7 +291,7 @@ def test_figures_count_cards_on_offer_and_what_the_last_hour_saw() -> None:
         view.jobs_per_hour,
         view.mean_wait_s,
     )
-    later = stats_view(market, Telemetry(history.now_ms), remembered(market.jobs), history.now_ms + 2 * 3_600_000)
+    later = stats_view(market, tallies, remembered(market.jobs), history.now_ms + 2 * 3_600_000)
     assert (0, None) == (later.jobs_per_hour, later.mean_wait_s)
 
 
