@@ -2,7 +2,7 @@
 goes to docs/benchmarks.md.
 
 Peers that are not installed are left out and named: HyperQueue and Dask in an environment whose interpreter --python names, Slurm from the
-distribution's packages (and only for root, who may start its daemons). What takes minutes is measured once and says so.
+distribution's packages (and only for root, who may start its daemons).
 Run: `python benchmarks/against_peers.py --python PYTHON --write` on a machine that does nothing else.
 """
 
@@ -35,11 +35,10 @@ SLURM_STARTS, SLURM_DRAINED_8, SLURM_DRAINED_64 = 20, 100, 400
 
 
 class Work(NamedTuple):
-    """What a system is asked for, and how often."""
+    """What a system is asked for."""
 
     what: str
     counts: tuple[int, ...]
-    once: bool = False
 
 
 class System(NamedTuple):
@@ -62,7 +61,6 @@ SBATCH_WORKS = {
     "drain 8": Work("drain", (SLURM_DRAINED_8, 8)),
     "drain 64": Work("drain", (SLURM_DRAINED_64, 64)),
     "10k": Work("queue", (FEW_QUEUED,)),
-    "100k": Work("queue", (MANY_QUEUED,), once=True),
 }
 SRUN_WORKS = {"start": Work("start_srun", (SLURM_STARTS,))}
 
@@ -110,11 +108,11 @@ def rounds(found: list[System], number: int) -> tuple[Figures, list[float]]:
     """Every figure of every system, by turns, so many times; and the load before each."""
     figures: Figures = {one.name: {} for one in found}
     loads = []
-    for turn in range(number):
+    for _ in range(number):
         for key in WORKS:
             for one in found:
                 work = one.works.get(key)
-                if work is None or (work.once and turn):
+                if work is None:
                     continue
                 loads.append(os.getloadavg()[0])
                 for what, value in told(key, one.measure(work.what, *work.counts), work.counts[0]).items():
@@ -170,8 +168,9 @@ empty for it, by turns, and is the median of the rounds; behind it, the least an
   that the slots are, until the last job has made its file. A worker, or node, has eight slots; Slurm has one node with all of them.
 - **Submissions, memory**: of one client, {FEW_QUEUED:,} jobs that cannot run yet; growth of the resident memory of the process that keeps
   the queue (with HyperQueue and Dask it holds the client too).
-- **Restart**: until it answers again with the whole queue. This market's matcher is killed and folds its whole ledger; Slurm's controller
-  is ended in order. Slurm's {MANY_QUEUED:,} jobs are queued once, not in every round: that takes minutes.
+- **Restart**: until it answers again with the whole queue. This market's matcher is killed, starts again as it would anywhere, and folds
+  what its last snapshot, one a minute, does not hold; here that is the whole ledger. Slurm's controller is ended in order. {MANY_QUEUED:,}
+  jobs were not queued in Slurm: at its rate of submissions that takes minutes, and the removal of their folders as long.
 
 What each of them does for it:
 
