@@ -183,9 +183,9 @@ REFUSALS: dict[Refusal, RefusalRow] = {
         "Too many events at once.", "A wallet has a budget of events per second.", "Wait a second and send again.", 429, 1, True
     ),
     Refusal.QUOTA_EXCEEDED: RefusalRow(
-        "A quota of this wallet or organisation is used up.",
+        "A limit of this wallet or organisation does not allow that.",
         "The operator set a limit.",
-        "Wait for jobs to end, or ask the operator.",
+        "Ask for less, wait for jobs to end, or ask the operator.",
         403,
         5,
         True,

@@ -183,6 +183,7 @@ def party_named(text: str) -> str:
 def limit_set(who: str, json_out: bool, **changes: Any) -> None:
     """Limit a wallet or an organisation; what is not named stays, `none` lifts a limit. Stops new matches only."""
     from services.commands.operating import rules
+    from services.matcher.limit_words import beyond
 
     given = {field: None if value is NONE else value for field, value in changes.items() if value is not None}
     if not given:
@@ -191,6 +192,10 @@ def limit_set(who: str, json_out: bool, **changes: Any) -> None:
     before = next((use.limit for use in rules(settings()).limits if use.party == party), Limit())
     changed = msgspec.structs.asdict(before) | given
     _order(LimitChanged(party=party, **changed), f"{party} is limited to {_limit_text(Limit(**changed))}", json_out)
+    use = next((use for use in rules(settings()).limits if use.party == party), None)
+    if use is not None and not json_out:
+        for line in beyond(use):
+            click.echo(line, err=True)
 
 
 @limit.command("show")
@@ -206,7 +211,7 @@ def limit_show(json_out: bool) -> None:
     if not found:
         click.echo("nobody is limited", err=True)
     for use in found:
-        used = f"has {use.gpus} GPUs, spent {_usd(use.day_uusd)} today and {_usd(use.month_uusd)} this month"
+        used = f"has {_gpus(use.gpus)}, spent {_usd(use.day_uusd)} today and {_usd(use.month_uusd)} this month"
         click.echo(f"{use.party}  {_limit_text(use.limit)}; {used}, {_usd(use.committed_uusd)} more at most by what runs")
 
 
@@ -214,9 +219,13 @@ def _usd(amount_uusd: int) -> str:
     return f"{amount_uusd // 10**6}.{amount_uusd % 10**6:06d}".rstrip("0").ljust(len(str(amount_uusd // 10**6)) + 3, "0") + " USD"
 
 
+def _gpus(number: int) -> str:
+    return "1 GPU" if number == 1 else f"{number} GPUs"
+
+
 def _limit_text(limit: Limit) -> str:
     parts = [
-        f"{limit.gpus} GPUs at once" if limit.gpus is not None else "",
+        f"{_gpus(limit.gpus)} at once" if limit.gpus is not None else "",
         f"{_usd(limit.spend_day_uusd)} a day" if limit.spend_day_uusd is not None else "",
         f"{_usd(limit.spend_month_uusd)} a month" if limit.spend_month_uusd is not None else "",
         f"priority {limit.priority_max} at most" if limit.priority_max is not None else "",

@@ -289,9 +289,12 @@ def _check_submission(market: Market, wallet: str, event: JobSubmitted, *, ranks
         return problem
     policy = market.policy
     if event.program.inputs_bytes > policy.inputs_bytes_max:
-        return Problem(Refusal.QUOTA_EXCEEDED, f"inputs may have {policy.inputs_bytes_max} bytes")
+        why = f"inputs may have {policy.inputs_bytes_max} bytes and have {event.program.inputs_bytes}"
+        return Problem(Refusal.QUOTA_EXCEEDED, why)
     if market.queued_of.get(wallet, 0) + ranks > policy.max_queue:
-        return Problem(Refusal.QUEUE_FULL, f"{policy.max_queue} queued jobs")
+        has = market.queued_of.get(wallet, 0)
+        more = "" if ranks == 1 else f", which leaves no room for {ranks} ranks"
+        return Problem(Refusal.QUEUE_FULL, f"a wallet may have {policy.max_queue} queued jobs, and this one has {has}{more}")
     return None
 
 
@@ -350,7 +353,8 @@ def _check_target(market: Market, event: JobSubmitted) -> Problem | None:
 def _check_priority(market: Market, wallet: str, org_id: str | None, priority: int) -> Problem | None:
     most = priority_max(market, wallet, org_id)
     if most is not None and priority > most:
-        return Problem(Refusal.QUOTA_EXCEEDED, f"priority {priority} is above {most}, the highest that this wallet or organisation may use")
+        why = f"priority {priority} is above {most}, the highest that this wallet or organisation may use: take {most} or less"
+        return Problem(Refusal.QUOTA_EXCEEDED, why)
     return None
 
 

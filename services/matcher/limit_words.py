@@ -7,6 +7,7 @@ from projections.market import Limit, Market
 from projections.parties import Party, spent_this_month_uusd, spent_today_uusd
 from services.matcher.feasibility import Ask, ask_of, usd
 from services.matcher.limits import UNLIMITED_UUSD, limits_of, price_cap
+from services.matcher.rules import PartyUse
 
 
 def told(market: Market, job: Job, now_ms: int) -> str:
@@ -65,3 +66,20 @@ def _money(who: str, limit: Limit, party: Party | None, now_ms: int) -> list[str
 def count(gpus: int) -> str:
     """A number of cards."""
     return "1 GPU" if gpus == 1 else f"{gpus} GPUs"
+
+
+def beyond(use: PartyUse) -> list[str]:
+    """What a party uses already, where its limit is below that: a limit takes nothing away. For the operator."""
+    limit, found = use.limit, []
+    if limit.gpus is not None and use.gpus > limit.gpus:
+        found.append(f"It has {count(use.gpus)} now: what runs goes on, and nothing new starts while it has {limit.gpus or 1} or more")
+    for most, spent, span in (
+        (limit.spend_day_uusd, use.day_uusd, "today"),
+        (limit.spend_month_uusd, use.month_uusd, "this month"),
+    ):
+        if most is not None and spent + use.committed_uusd > most:
+            left = f"and {usd(use.committed_uusd)} may be by what runs" if use.committed_uusd else "and nothing runs"
+            found.append(
+                f"{usd(spent)} are spent {span} {left}: what runs goes on, and nothing new starts that could cost more than is left"
+            )
+    return found
