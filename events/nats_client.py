@@ -6,23 +6,42 @@ Made for one use: it never reconnects. Whoever wants a connection that comes bac
 from __future__ import annotations
 
 import asyncio
+import importlib
 import inspect
 import logging
 import ssl
-from collections.abc import Awaitable, Callable
-from typing import NamedTuple
-
-from nats import errors as nats_errors
-from nats.aio.client import Client
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 from events import pinning
 from events.errors import ConnectionRefused, MarketUnreachable
 from events.nats_bulk import BulkProtocol, take_over
 from events.stepping import for_at_most
 
+
+@contextmanager
+def _kept_out(name: str) -> Iterator[None]:
+    """Import something as if this optional package of its were not installed; whoever imports the package later gets it."""
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+
+
+with _kept_out("aiohttp"):  # for websockets only, and a third of what a program of ours takes to start
+    from nats import errors as nats_errors
+    from nats.aio import transport
+    from nats.aio.client import Client
+
 CONNECT_TIMEOUT_S = 5
 CLOSE_TIMEOUT_S = 2.0
-PING_INTERVAL_S = 10
+PING, PING_INTERVAL_S = b"PING\r\n", 10
 BACKLOG_MAX = 65_536
 BACKLOG_BYTES_MAX = 256 << 20
 """Messages that wait for one subscription's slow callback, and their bytes; beyond it they are dropped, as the broker would."""
@@ -139,6 +158,12 @@ class NatsClient(Client):
         except (nats_errors.ConnectionClosedError, nats_errors.OutboundBufferLimitError, OSError) as error:
             raise MarketUnreachable(why=str(error), hint=HINT) from None
 
+    async def _send_ping(self, future: asyncio.Future[Any] | None = None) -> None:
+        """Behind all that was said before: nats-py writes a PING past what is still pending, so that its PONG would prove nothing."""
+        self._pongs.append(asyncio.get_running_loop().create_future() if future is None else future)
+        await self._send_command(PING)
+        await self._flush_pending()
+
     async def round_trip(self, timeout_s: float) -> None:
         """Return when the broker has taken everything written so far. Raises MarketUnreachable."""
         try:
@@ -231,6 +256,9 @@ async def connect(
     is_encrypted = any(pinning.is_encrypted(address) for address in addresses)
     if is_encrypted and tls is None:
         tls = await asyncio.to_thread(pinning.context_for, addresses)
+    over_websockets = any("ws" in address.partition(":")[0] for address in addresses)
+    if over_websockets:
+        _bring_websockets()
     client = NatsClient()
 
     async def error_cb(error: Exception) -> None:
@@ -251,7 +279,7 @@ async def connect(
             reconnect_time_wait=0,
             ping_interval=PING_INTERVAL_S,
             tls=tls,
-            tls_handshake_first=is_encrypted and not any("ws" in address.partition(":")[0] for address in addresses),
+            tls_handshake_first=is_encrypted and not over_websockets,
         )
     except BaseException as error:
         trouble = client.trouble  # of all addresses, where there is none left to try
@@ -271,6 +299,12 @@ async def connect(
     if bulk:
         client.read_in_bulk()
     return client
+
+
+def _bring_websockets() -> None:
+    """Give nats-py the package that was kept from it."""
+    for name in ("aiohttp", "multidict"):
+        setattr(transport, name, importlib.import_module(name))
 
 
 def _not_believed(addresses: list[str], trouble: str) -> pinning.WrongCertificate:
