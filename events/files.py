@@ -28,8 +28,8 @@ CHUNK_BYTES = 128 * 1024
 WINDOW = 8
 """Chunks in flight."""
 PUT_TRIES = 4
-ASKED_AGAIN_S = (0.3, 0.6, 1.2, 0.0)
-"""How long to wait before a question is asked again; 0: no more."""
+ASKED_AGAIN_S = (0.3, 0.6, 1.2, 2.4, 4.8, 0.0)
+"""How long to wait before a question is asked again; 0: no more. Together longer than the gateway takes to be started again."""
 FILES_MAX = 10_000
 DEPTH_MAX = 32
 PATH_BYTES_MAX = 1024
