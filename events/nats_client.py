@@ -164,6 +164,12 @@ class NatsClient(Client):
         await self._send_command(PING)
         await self._flush_pending()
 
+    async def _process_pong(self) -> None:
+        """One may come that nobody waits for any more: nats-py would fail to tell him, and read nothing ever after."""
+        if self._pongs and self._pongs[0].done():
+            self._pongs[0] = asyncio.get_running_loop().create_future()
+        await super()._process_pong()
+
     async def round_trip(self, timeout_s: float) -> None:
         """Return when the broker has taken everything written so far. Raises MarketUnreachable."""
         try:
