@@ -28,11 +28,12 @@ def node_row(node: Json) -> tuple[str, ...]:
     listed = node.get("cards") or []
     vram = size(min(int(card.get("vram_mib") or 0) for card in listed)) if listed else ABSENT
     amount, free = usd_plain(node.get("price_uusd_per_gpu_hour")), text(node.get("gpus_free"))
+    least = int(node.get("min_gpus") or 0)
     return (
         text(node.get("name")),
         node_state(node),
         amount,
-        text(node.get("num_gpus")),
+        text(node.get("num_gpus")) + (f" ({least} or more)" if least > 1 else ""),
         free,
         node_model(node),
         vram,
@@ -66,12 +67,18 @@ def node_lines(node: Json) -> list[tuple[str, str]]:
     lines.append(
         ("cards", text(cards_in_words((str(card.get("model")), int(card.get("vram_mib") or 0)) for card in node.get("cards") or [])))
     )
+    if node.get("org"):
+        lines.append(("organisation", f"{text(node['org'])}, whose members' jobs it takes"))
+    if int(node.get("min_gpus") or 0) > 1:
+        lines.append(("let", f"{text(node['min_gpus'])} cards or more at once"))
     lines.append(("price", price(node.get("price_uusd_per_gpu_hour"))))
     lines.append(("cores", f"{text(node.get('cores_free'))} of {text(node.get('cores'))} free"))
     lines.append(
         ("memory", f"{data_size(int(node.get('memory_free_mib') or 0) << 20)} of {data_size(int(node.get('memory_mib') or 0) << 20)} free")
     )
     lines += [(name, text(node.get(name))) for name in ("isolation", "accept", "tier", "default_image", "agent_version") if node.get(name)]
+    if node.get("labels"):
+        lines.append(("labels", ", ".join(f"{text(key)}={text(value)}" for key, value in sorted(node["labels"].items()))))
     lines += [(label, ", ".join(map(text, node[name]))) for label, name in IMAGE_LISTS if node.get(name)]
     lines.append(("network", "egress, when a job asks for it" if node.get("egress") else "none"))
     if node.get("uptime_s") is not None:

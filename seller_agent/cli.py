@@ -162,6 +162,7 @@ def _node_name(given: str | None) -> str:
 @click.option(
     "--accept", type=click.Choice(["own", "organisation", "anyone"]), help="Whose jobs are taken; by default as the runner isolates."
 )
+@click.option("--org", metavar="ID", help="Take the jobs of this organisation's members and of nobody else; `bazaar org list` shows ids.")
 @click.option("--gpus", metavar="0,1", help="Only these cards, by index.")
 @click.option("--min-gpus", type=click.IntRange(0, 8), default=0, help="The smallest part of the machine that is let.")
 @name_option
@@ -195,12 +196,14 @@ def run(**given: Any) -> None:
     from events.values import Accept
     from seller_agent.node import starting
     from seller_agent.node.containers import ContainerTerms, parse_image, parse_patterns, parse_places, parse_room
-    from seller_agent.owner.offers import Terms, parse_address, parse_indices, parse_labels, parse_price
+    from seller_agent.owner.offers import Terms, parse_address, parse_indices, parse_labels, parse_org, parse_price
 
+    accept, org_id = parse_org(None if given["accept"] is None else Accept(given["accept"]), given["org"])
     terms = Terms(
         name=_node_name(given["name"]),
         price_uusd_per_gpu_hour=parse_price(given["price"]),
-        accept=None if given["accept"] is None else Accept(given["accept"]),
+        accept=accept,
+        org_id=org_id,
         min_gpus=given["min_gpus"],
         gpus=None if given["gpus"] is None else parse_indices(given["gpus"]),
         labels=parse_labels(given["labels"]),

@@ -16,6 +16,7 @@ from buyer_cli.finding import find_job, find_node, my_address
 from buyer_cli.offer_filter import offer_query
 from buyer_cli.printable import printable
 from events.delegation import parse_address
+from events.quantities import BadValue
 from events.wallet import Keystore
 
 STATES = sorted(render.UNFINISHED | set(render.EXIT_CODES))
@@ -134,12 +135,17 @@ def node(caller: Caller, node: str) -> None:
 @click.argument("conditions", nargs=-1, metavar="[FILTER]")
 @command_flags
 def offers(caller: Caller, conditions: tuple[str, ...]) -> None:
-    """Machines on offer, cheapest first. FILTER such as 'gpus>=2 vram>=24GB price<=0.40'."""
+    """Machines on offer, cheapest first. FILTER such as 'gpus>=2 vram>=24GB price<=0.40': the conditions that a job can have.
+
+    \b
+    gpus>= vram>= total-vram>= cuda>= cores>= memory>= price<= isolation>= tier>= network= label:NAME=
+    model=   several: any of them
+    """
     try:
         query = offer_query(" ".join(conditions))
-    except ValueError as error:
-        why = re.sub(r"\s+", " ", str(error))
-        raise Complaint("bad_filter", "That is no filter.", why, "'gpus>=2 vram>=24GB price<=0.40 model=A100'", exit_code=USAGE) from None
+    except BadValue as error:
+        why, example = re.sub(r"\s+", " ", error.why), "'gpus>=2 vram>=24GB price<=0.40 model=A100 label:region=eu'"
+        raise Complaint("bad_filter", "That is no filter.", why, error.hint or example, exit_code=USAGE) from None
     found: list[dict[str, Any]] = Api(caller.settings).items("/v1/offers", query)
     if caller.as_json:
         caller.terminal.emit(found)

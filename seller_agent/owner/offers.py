@@ -39,6 +39,9 @@ _PRICE = re.compile(r"([0-9]{1,7})(?:\.([0-9]{1,6}))?", re.ASCII)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._@+-]{0,63}", re.ASCII)
 
 
+_ORG = re.compile(r"o[a-z2-7]{15}", re.ASCII)
+
+
 class OfferError(BazaarError):
     """What the owner said cannot be offered."""
 
@@ -149,6 +152,23 @@ def cards_offered(cards: Iterable[Card], terms: Terms) -> tuple[Card, ...]:
     return tuple(by_index[index] for index in sorted(terms.gpus))
 
 
+def parse_org(accept: Accept | None, org: str | None) -> tuple[Accept | None, str | None]:
+    """Whose jobs are taken, with the organisation, if it is one's. Raises OfferError when one is said without the other."""
+    if org is None and accept is not Accept.ORGANISATION:
+        return accept, None
+    if org is None:
+        why = "Nobody says whose members' jobs are taken."
+        raise OfferError("--accept organisation names no organisation.", why=why, hint="--org ID; `bazaar org list` shows the ids.")
+    if accept not in (None, Accept.ORGANISATION):
+        why = "A node of an organisation takes the jobs of its members and of nobody else."
+        raise OfferError(f"--org and --accept {accept} do not go together.", why=why, hint="Leave one of them out.")
+    if not _ORG.fullmatch(org):
+        raise OfferError(
+            f"{org[:40]!a} is no organisation's id.", why="An id is o and 15 letters and digits.", hint="Look with `bazaar org list`."
+        )
+    return Accept.ORGANISATION, org
+
+
 def accepted(terms: Terms, isolation: Isolation) -> Accept:
     """Whose jobs are taken: what the owner said, else anyone's in containers and the owner's own as plain processes."""
     if terms.accept is not None:
@@ -201,7 +221,9 @@ def in_words(offer: NodeOffered) -> str:
     """One line for the owner."""
     named = cards_in_words((f"{card.model}{' (simulated)' if card.simulated else ''}", card.vram_mib) for card in offer.cards)
     what = named if offer.cards else f"no cards (CPU only, {offer.cores} cores)"
-    whose = {Accept.ANYONE: "anyone's jobs", Accept.ORGANISATION: "jobs of the organisation", Accept.OWN: "own jobs"}[offer.accept]
+    whose = {Accept.ANYONE: "anyone's jobs", Accept.ORGANISATION: f"jobs of organisation {offer.org_id}", Accept.OWN: "own jobs"}[
+        offer.accept
+    ]
     if offer.accept is Accept.OWN and offer.accept_wallets:
         whose += f" and those of {len(offer.accept_wallets)} more wallets of this home"
     return f"{offer.name}: {what}, {price_text(offer.price_uusd_per_gpu_hour)} USD per GPU-hour, {whose}, {offer.isolation.value} runner"

@@ -7,6 +7,7 @@ from itertools import islice
 
 import msgspec
 
+from events.quantities import pair
 from events.reasons import Refusal
 from events.values import Isolation, Network, Requirements, Tier
 from events.wire import QuoteRequest
@@ -24,12 +25,9 @@ from services.api.views import NodeView, node_view
 from services.matcher.feasibility import CONDITIONS, Ask, Scene, obstacle
 from services.matcher.policies import POLICIES
 
-ON_OFFER = tuple(
-    condition
-    for condition in CONDITIONS
-    if condition.name in {"online", "gpus", "vram", "model", "cuda", "total_vram", "cores", "memory", "price"}
-)
-"""The matcher's own conditions, as far as they are about the machine and not about who asks."""
+ABOUT_WHO_ASKS = frozenset({"accepts you", "target", "simulated", "min_gpus", "cards", "sessions", "image", "address"})
+ON_OFFER = tuple(condition for condition in CONDITIONS if condition.static and condition.name not in ABOUT_WHO_ASKS)
+"""The matcher's own conditions, as far as they are about the machine and not about who asks or what runs there."""
 
 
 async def market(asked: Asked) -> Reply:
@@ -100,6 +98,7 @@ async def node(asked: Asked) -> Reply:
 def requirements_in(asked: Asked) -> Requirements:
     """What the query asks of a machine. Without `gpus`: a card when something is said of cards, else none."""
     about_cards = any(name in asked.values for name in ("vram", "total_vram", "model", "min_cuda"))
+    isolation, tier = asked.value("isolation"), asked.value("min_tier")
     return Requirements(
         num_gpus=asked.value("gpus", 1 if about_cards else 0),
         vram_mib=asked.value("vram", 0),
@@ -108,6 +107,10 @@ def requirements_in(asked: Asked) -> Requirements:
         min_cuda=asked.value("min_cuda", 0),
         cores=asked.value("cores", 0),
         memory_mib=asked.value("memory", 0),
+        isolation=None if isolation is None else Isolation(isolation),
+        min_tier=None if tier is None else Tier(tier),
+        network=Network(asked.value("network", Network.NONE.value)),
+        node_labels=dict(pair(label) for label in asked.value("node_label", ())),
         allow_simulated=True,
     )
 
@@ -134,15 +137,11 @@ async def quotes(asked: Asked) -> Reply:
     viewer, requirements = asked.viewer, requirements_in(asked)
     if viewer.sees_all:
         viewer = viewer._replace(wallet=asked.value("buyer"))
-    isolation, tier = asked.value("isolation"), asked.value("min_tier")
     request = QuoteRequest(
         requirements=msgspec.structs.replace(
             requirements,
             num_gpus=asked.value("gpus", 1),
             allow_simulated=asked.value("allow_simulated", False),
-            isolation=None if isolation is None else Isolation(isolation),
-            min_tier=None if tier is None else Tier(tier),
-            network=Network(asked.value("network", Network.NONE.value)),
             target_node=asked.value("node"),
         ),
         max_price_uusd_per_gpu_hour=asked.value("max_price"),

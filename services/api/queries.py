@@ -147,15 +147,18 @@ MIN_CUDA = Parameter("min_cuda", quantities.cuda, "Oldest CUDA version of the dr
 CORES = Parameter("cores", _whole(0, 4096), "CPU cores.", _NUMBER)
 MEMORY = Parameter("memory", quantities.size_mib, "Main memory, such as 64GB.", _TEXT)
 MAX_PRICE = Parameter("max_price", lambda text: quantities.uusd(text, PRICE_UUSD_MAX), "USD per GPU-hour at most, such as 0.40.", _TEXT)
-OFFERS = (GPUS, VRAM, TOTAL_VRAM, MODEL, MIN_CUDA, CORES, MEMORY, MAX_PRICE, *PAGE)
+ISOLATION = Parameter("isolation", _one_of(*(kind.value for kind in ISOLATION_RANK)), "At least this isolation.", _TEXT)
+MIN_TIER = Parameter("min_tier", _one_of(*(tier.value for tier in TIER_RANK)), "Cards checked at least so well.", _TEXT)
+NETWORK = Parameter("network", _one_of("none", "egress"), "What of the network the job needs.", _TEXT)
+NODE_LABEL = Parameter("node_label", _label, "`key=value` that the owner gave the node; repeated, all must be there.", _TEXT, many=True)
+MACHINE = (GPUS, VRAM, TOTAL_VRAM, MODEL, MIN_CUDA, CORES, MEMORY, MAX_PRICE, ISOLATION, MIN_TIER, NETWORK, NODE_LABEL)
+"""What a machine can be asked for: the matcher's own conditions."""
+OFFERS = (*MACHINE, *PAGE)
 
 QUOTES = (
-    *OFFERS[:-2],
+    *MACHINE,
     Parameter("timeout", quantities.duration_s, "Run time, such as 4h; the market's usual one when not said.", _TEXT),
     Parameter("allow_simulated", quantities.yes_or_no, "Whether simulated cards would do.", _YES),
-    Parameter("isolation", _one_of(*(kind.value for kind in ISOLATION_RANK)), "At least this isolation.", _TEXT),
-    Parameter("min_tier", _one_of(*(tier.value for tier in TIER_RANK)), "Cards checked at least so well.", _TEXT),
-    Parameter("network", _one_of("none", "egress"), "What of the network the job needs.", _TEXT),
     NODE,
     BUYER,
     ORG,

@@ -20,10 +20,11 @@ from events.gangs import ranks_from
 from events.identity import SessionKeyAuthorised
 from events.jobs import JobExtended, JobReprioritised, JobSubmitted
 from events.market import EventRefused, PolicyChanged
+from events.nodes import NodeOffered
 from events.page import Record
 from events.reasons import Refusal
 from events.subjects import intake
-from events.values import JobKind, OrgRole, Requirements
+from events.values import Accept, JobKind, OrgRole, Requirements
 from events.wire import Outcome
 from projections.identity import SessionKey
 from projections.job_states import HELD
@@ -336,6 +337,13 @@ def _is_variant(one: Requirements, asked: Requirements) -> bool:
     return msgspec.structs.replace(one, **{field: getattr(asked, field) for field in VARYING}) == asked
 
 
+def _check_offer(market: Market, wallet: str, event: NodeOffered) -> Problem | None:
+    """A node that takes an organisation's jobs names one that there is, or it would take nobody's."""
+    if event.accept is Accept.ORGANISATION and event.org_id not in market.identity.orgs:
+        return Problem(Refusal.NOT_A_MEMBER, f"there is no organisation {event.org_id or 'named in the offer'}")
+    return None
+
+
 def _check_target(market: Market, event: JobSubmitted) -> Problem | None:
     target = event.requirements.target_node
     if target is None:
@@ -383,6 +391,7 @@ def _check_policy(market: Market, wallet: str, event: PolicyChanged) -> Problem 
 
 CHECKS: dict[type[Event], Callable[[Market, str, Any], Problem | None]] = {
     JobSubmitted: _check_submission,
+    NodeOffered: _check_offer,
     JobReprioritised: _check_reprioritised,
     JobExtended: _check_extension,
     PolicyChanged: _check_policy,

@@ -4,6 +4,7 @@ what each test wants said; that the market's own API says such things is tested 
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,9 +17,11 @@ import pytest
 from buyer_cli.api_reads import Api
 from buyer_cli.complaint import Complaint
 from buyer_cli.finding import find_node
-from buyer_cli.offer_filter import offer_query
+from buyer_cli.offer_filter import FILTERS, LABEL, offer_query
 from events.errors import MarketUnreachable
 from events.home import resolve
+from events.quantities import BadValue
+from services.api.market_endpoints import ON_OFFER
 
 Answer = tuple[int, str, bytes]
 Say = Callable[[str, dict[str, list[str]], Any], Answer]
@@ -147,5 +150,33 @@ def test_a_node_that_may_be_several_or_none_is_refused_with_the_candidates(asked
 
 def test_a_filter_becomes_the_query_of_the_api() -> None:
     query = offer_query("gpus>=2 vram >= 24GB price<=0.40 model='RTX 4090'")
-    assert {"gpus": "2", "vram": "24GB", "max_price": "0.40", "model": "RTX 4090"} == query
+    assert {"gpus": "2", "vram": "24GB", "max_price": "0.40", "model": ["RTX 4090"]} == query
     assert {} == offer_query("  ")
+    assert {"model": ["A100", "H100"]} == offer_query("model=A100 model=H100"), "any of them"
+    query = offer_query("isolation>=container tier>=consistent network=egress label:region=eu label:disk='fast ssd'")
+    assert {"isolation": "container", "min_tier": "consistent", "network": "egress", "node_label": ["region=eu", "disk=fast ssd"]} == query
+
+
+def test_every_condition_of_the_matcher_about_a_machine_can_be_asked_in_a_filter() -> None:
+    filtered = {"total-vram": "total_vram", "label:": "labels"}
+    names = {filtered.get(name, name) for name in (*FILTERS, LABEL)}
+    assert names == {condition.name for condition in ON_OFFER} - {"online"}
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("speed>=9", "there is no condition speed"),
+        ("gpus<=2", "gpus can only be asked as gpus>=2"),
+        ("gpus>=2 gpus>=4", "gpus stands there twice"),
+        ("price>=0.1", "price can only be asked as price<=0.1"),
+        ("isolation>=steel", "isolation>=steel: there is no such choice"),
+        ("label:region>=eu", "label:region can only be asked as label:region=eu"),
+        ("label:region=$(x)", "label:region=$(x): a label's value"),
+        ("vram>=many", "vram>=many:"),
+        ("24GB", "is no condition such as"),
+    ],
+)
+def test_a_filter_that_means_nothing_is_refused_with_what_would(text: str, why: str) -> None:
+    with pytest.raises(BadValue, match=re.escape(why)):
+        offer_query(text)
