@@ -90,12 +90,28 @@ def test_to_cancel_one_rank_is_to_cancel_the_gang(three: ThreeNodes) -> None:
     assert [("cancelled", "cancelled_by_buyer")] * 3 == three.states(ids)
 
 
+def test_what_is_said_of_one_rank_or_of_the_group_is_said_of_all(three: ThreeNodes) -> None:
+    env = three.env
+    ids = three.submit(env.script("sleeps.py", SLEEPS))
+    three.wait_for(ids, "running")
+    group = env.job(ids[0])["group"]
+    told = env.bazaar("extend", ids[1], "1h").stdout
+    assert ids == [line.split()[0] for line in told.splitlines()]
+    assert [3 * 3600] * 3 == [job["timeout_s"] for job in env.bazaar("extend", group, "1h", "--json").json]
+    env.bazaar("cancel", group, "--wait")
+    assert [("cancelled", "cancelled_by_buyer")] * 3 == three.states(ids)
+
+
 def test_a_gang_larger_than_the_market_waits_says_why_and_holds_nobody_up(three: ThreeNodes) -> None:
     env = three.env
     ids = three.submit(env.script("sleeps.py", SLEEPS), nodes=4)
     assert 4 == len(ids)
     assert "needs 4 nodes, 3 fit" in env.bazaar("why", ids[1]).stdout
-    assert "4 nodes needed, 3 fit" in env.bazaar("quote", "--allow-simulated", "--nodes", "4", code=5).stdout
+    quote = env.bazaar("quote", "--allow-simulated", "--nodes", "4", code=5)
+    assert "4 nodes needed, 3 fit" in quote.stdout and "try: --nodes 3: then 3 nodes at" in quote.stderr
+    assert "Smallest change: --nodes 3 -> 3 nodes at" in env.bazaar("why", ids[0]).stdout
+    env.bazaar("priority", ids[2], "high")
+    assert [75] * 4 == [env.job(job_id)["priority"] for job_id in ids]
     env.wait_for_job(env.submit("-c", "print(1)"), "succeeded")
     assert [("queued", None)] * 4 == three.states(ids)
     env.bazaar("cancel", ids[0])
