@@ -15,6 +15,8 @@ from events.values import RunUsage
 
 NOTICE_MS = 5 * 60_000
 """The longest warning before a limit ends a run."""
+SHORT_NOTICE_MS = 30_000
+"""The shortest, where the limit has room for it."""
 MEMORY_NOTICE_MS = 30_000
 """So long a run may stay over its limit of GPU memory."""
 BUSY_PERCENT_BATCH = 3
@@ -118,13 +120,18 @@ def observe(watch: Watch, limits: Limits, sample: Sample) -> Verdict:
 
 
 def notice_ms(limit_s: int) -> int:
-    """How long before a limit is reached it is warned of: a fifth of it, at most five minutes."""
-    return min(NOTICE_MS, limit_s * 200)
+    """How long before a limit is reached it is warned of: a fifth of it, at most five minutes, at least what leaves time to act."""
+    return min(NOTICE_MS, max(limit_s * 200, _time_to_act_ms(limit_s)))
 
 
 def time_notice_ms(limit_s: int) -> int:
-    """How long before the end of its time a run is warned: a tenth of it, at most five minutes."""
-    return min(NOTICE_MS, limit_s * 100)
+    """How long before the end of its time a run is warned: a tenth of it, at most five minutes, at least what leaves time to act."""
+    return min(NOTICE_MS, max(limit_s * 100, _time_to_act_ms(limit_s)))
+
+
+def _time_to_act_ms(limit_s: int) -> int:
+    """Half a minute; of a limit that is shorter than a minute, half of it."""
+    return min(SHORT_NOTICE_MS, limit_s * 500)
 
 
 def shortest_notice_ms(limits: Limits) -> int:

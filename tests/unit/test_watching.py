@@ -135,6 +135,20 @@ def test_a_short_run_is_warned_a_tenth_of_its_time_before() -> None:
     assert ["", "stops in 60 s: run timeout; bazaar extend JOB 1h"] == [verdict.warning for _, verdict in told]
 
 
+@pytest.mark.parametrize(("time_s", "notice_s"), [(4, 2), (10, 5), (60, 30), (120, 30), (300, 30), (600, 60), (4 * HOUR_S, 300)])
+def test_the_end_of_the_time_is_told_early_enough_to_act(time_s: int, notice_s: int) -> None:
+    told = play(limits(time_s=time_s), [at(time_s - notice_s - 1), at(time_s - notice_s)])
+    assert ["", f"stops in {span(notice_s * 1000)}: run timeout; bazaar extend JOB 1h"] == [verdict.warning for _, verdict in told]
+
+
+@pytest.mark.parametrize(("idle_s", "notice_s"), [(4, 2), (10, 5), (60, 30), (300, 60), (HOUR_S, 300)])
+def test_who_is_idle_is_told_early_enough_to_act(idle_s: int, notice_s: int) -> None:
+    told = dict(play(limits(idle_s=idle_s), [at(second) for second in range(idle_s + 1)]))
+    assert "" == told[idle_s - notice_s - 1].warning
+    assert told[idle_s - notice_s].warning.startswith(f"stops in {span(notice_s * 1000)}: idle")
+    assert None is told[idle_s - 1].stop and Reason.IDLE is told[idle_s].stop
+
+
 def test_an_extension_takes_the_warning_back() -> None:
     watch = Watch()
     assert observe(watch, limits(time_s=600), at(590)).warning
