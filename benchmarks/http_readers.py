@@ -13,12 +13,13 @@ _LENGTH = re.compile(rb"\r\ncontent-length: (\d+)\r\n", re.IGNORECASE)
 
 
 class Asker(asyncio.Protocol):
-    """One connection that asks again as soon as it has its answer."""
+    """One connection that asks again as soon as it has its answer, or some time later."""
 
-    def __init__(self, requests: list[bytes], latencies: list[float], until_s: float) -> None:
-        self.requests, self.latencies, self.until_s = requests, latencies, until_s
+    def __init__(self, requests: list[bytes], latencies: list[float], until_s: float, pause_s: float) -> None:
+        self.requests, self.latencies, self.until_s, self.pause_s = requests, latencies, until_s, pause_s
         self.turn = 0
         self.missing = 0
+        self.tail = b""
         self.received = 0
         self.asked_s = 0.0
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -40,12 +41,13 @@ class Asker(asyncio.Protocol):
             assert data.startswith(b"HTTP/1.1 200"), data[:200]
             self.missing = int(found[1]) + end + 4 if found else CHUNKED
         self.missing -= len(data)
-        if self.missing <= 0 or (self.missing > CHUNKED // 2 and data.endswith(b"\r\n0\r\n\r\n")):
+        self.tail = (self.tail + data[-7:])[-7:]
+        if self.missing <= 0 or (self.missing > CHUNKED // 2 and self.tail == b"\r\n0\r\n\r\n"):
             self.missing = 0
             now_s = time.perf_counter()
             self.latencies.append(now_s - self.asked_s)
-            if now_s < self.until_s:
-                self.ask()
+            if now_s + self.pause_s < self.until_s:
+                asyncio.get_running_loop().call_later(self.pause_s, self.ask) if self.pause_s else self.ask()
             elif not self.done.done():
                 self.transport.close()
                 self.done.set_result(None)
@@ -55,8 +57,8 @@ class Asker(asyncio.Protocol):
             self.done.set_exception(ConnectionError("the server closed the connection"))
 
 
-async def load(port: int, paths: list[str], connections: int, seconds: float, gzip: bool) -> dict[str, float]:
-    """So many connections for so long; what was seen."""
+async def load(port: int, paths: list[str], connections: int, seconds: float, *, gzip: bool, pause_s: float) -> dict[str, float]:
+    """So many connections for so long, each with a pause between its answer and its next question; what was seen."""
     more = "Accept-Encoding: gzip\r\n" if gzip else ""
     requests = [f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAccept: */*\r\n{more}\r\n".encode() for path in paths]
     loop, began = asyncio.get_running_loop(), time.perf_counter()
@@ -64,7 +66,7 @@ async def load(port: int, paths: list[str], connections: int, seconds: float, gz
     askers = []
     for number in range(connections):
         mine = requests[number % len(requests) :] + requests[: number % len(requests)]
-        _, asker = await loop.create_connection(lambda: Asker(mine, latencies, began + seconds), "127.0.0.1", port)  # noqa: B023
+        _, asker = await loop.create_connection(lambda: Asker(mine, latencies, began + seconds, pause_s), "127.0.0.1", port)  # noqa: B023
         askers.append(asker)
     await asyncio.gather(*(asker.done for asker in askers))
     took_s = time.perf_counter() - began

@@ -10,7 +10,7 @@ import contextlib
 import ipaddress
 import socket
 from asyncio import constants
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -56,7 +56,8 @@ ENDPOINTS = (*MARKET_ENDPOINTS, *JOB_ENDPOINTS, *OUTPUT_ENDPOINTS, *OVERVIEW_END
 class Api:
     """One API over one ledger. `serve` is the way to run it."""
 
-    def __init__(self, connection: Connection, read_model: ReadModel, snapshot_file: Path | None) -> None:
+    def __init__(self, connection: Connection, read_model: ReadModel, snapshot_file: Path | None, folded: Callable[[], None]) -> None:
+        self._folded = folded
         self._connection = connection
         self._ledger = NatsLog(connection)
         self._read_model = read_model
@@ -78,6 +79,7 @@ class Api:
         await self._connection.open(wait_s=None)
         upkeep = await self._caught_up()
         upkeep.mirror.tallies.settle(self.desk.now_ms())  # the first count is the only long one
+        self._folded()
         self.desk.source = Source(upkeep.mirror, self._read_model, self._ledger, self._connection, Past(self._ledger))
         await Rpc(self._connection, self.desk).start()
         log.info("ready", seq=upkeep.mirror.market.last_seq)
@@ -182,10 +184,13 @@ async def serve(
     snapshot_file: Path,
     until: asyncio.Event,
     facing: Facing = LOCAL,
+    folded: Callable[[], None] = lambda: None,
 ) -> None:
-    """Run until the event. Raises LogCorrupt when the ledger is damaged, ReadModelFailed when the database cannot be opened."""
+    """Run until the event. `folded`: called once the ledger is read, before anybody is answered.
+
+    Raises LogCorrupt when the ledger is damaged, ReadModelFailed when the database cannot be opened."""
     read_model = await ReadModel.open(database)
-    api = Api(Connection(broker, ServiceKey(keys.market), "api"), read_model, snapshot_file)
+    api = Api(Connection(broker, ServiceKey(keys.market), "api"), read_model, snapshot_file, folded)
     try:
         await _run(api, listening, facing, until)
     finally:
