@@ -39,6 +39,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Doubled at every further attempt."""
     avoid_s: Seconds = 60
     """How long a node that failed or declined a job is passed over for it."""
+    keep_place: bool = True
+    """The first queued job that could run and must wait has a place kept: another may take it only if it is over in time."""
     inputs_bytes_max: Annotated[int, Meta(ge=0)] = 2 << 30
     results_bytes_max: Annotated[int, Meta(ge=0)] = 2 << 30
     output_bytes_max: Annotated[int, Meta(ge=0)] = 50_000_000

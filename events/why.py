@@ -34,7 +34,7 @@ class Cause(StrEnum):
     PRICE = "price"  # only nodes that ask more could run it
     AWAY = "away"  # only nodes that take nothing at the time could run it
     CAPACITY = "capacity"  # the nodes that could run it were taken
-    SILENT = "silent"  # a node was free in the ledger, and not matched: it was not heard of, or kept for a job ahead
+    SILENT = "silent"  # a node was free in the ledger, and not matched: it was not heard of, or a place there was kept for a job ahead
     CLAIM = "claim"  # a node had been found and had not answered yet
     PREPARING = "preparing"  # the node fetched inputs, pulled the image, created the container
 
@@ -67,6 +67,15 @@ class Ahead(msgspec.Struct, frozen=True, kw_only=True):
 
     job: str
     why: str
+
+
+class PlaceKept(msgspec.Struct, frozen=True, kw_only=True):
+    """Nodes kept for the first job that must wait: others start there only if they are over by then."""
+
+    job: str
+    nodes: list[str]
+    from_ms: int
+    """When it has room there at the latest."""
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
@@ -126,6 +135,8 @@ class Why(msgspec.Struct, frozen=True, kw_only=True):
     """Nearest first, at most 50."""
     queue_position: int | None = None
     ahead: list[Ahead] = []
+    place_kept: PlaceKept | None = None
+    """For this job, or for one ahead of it that keeps it from a free node."""
     change: Change | None = None
     history: WaitHistory | None = None
     wait_ms: int | None = None

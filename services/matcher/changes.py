@@ -178,12 +178,13 @@ def _least(changes: list[Tried], does: Callable[[Tried], object]) -> Tried | Non
 
 
 def _is_placed(question: Question, advice: Advice) -> bool:
-    """Run the engine on the changed job, queued jobs before it, and the nodes."""
+    """Run the engine on the changed job, queued jobs before it, and the nodes. Where a place is kept is known from the whole market."""
     job, market = question.job, question.scene.market
     own = market.ranks_of(job) or (job,)
     nodes = {node.node_id: node for node in advice.nodes}
     jobs = {other.submitted.job_id: other for other in (*question.ahead, *own)}
-    small = as_changed(msgspec.structs.replace(market, jobs=jobs, nodes=nodes, paused=False), job, advice.tried.ask)
+    policy = msgspec.structs.replace(market.policy, keep_place=False)
+    small = as_changed(msgspec.structs.replace(market, jobs=jobs, nodes=nodes, paused=False, policy=policy), job, advice.tried.ask)
     match = Engine(small).next_match(question.scene.now_ms)
     return match is not None and match.job_id == own[0].submitted.job_id
 

@@ -19,6 +19,7 @@ from projections.market import Market
 from projections.nodes import Node, NodeState, cores_asked, free_cards
 from services.matcher.limits import price_cap
 from services.matcher.model_names import any_model_matches
+from services.matcher.spans import span_s
 
 MIB = 1 << 20
 SMALLEST_FIRST = attrgetter("vram_mib", "index")
@@ -47,6 +48,10 @@ class Scene(NamedTuple):
     market: Market
     now_ms: int
     suspects: Container[str] = frozenset()
+    kept: Mapping[str, int] = {}
+    """Nodes where a place is kept for a job ahead of the one that asks, each for when (`keeping.py`)."""
+    kept_for: str = ""
+    """Which job that is, where somebody wants to know."""
 
 
 class Condition(NamedTuple):
@@ -229,6 +234,13 @@ def _affordable(ask: Ask, node: Node, scene: Scene) -> bool:
     return most is None or node.price_uusd_per_gpu_hour <= most
 
 
+def _is_over_in_time(ask: Ask, node: Node, scene: Scene) -> bool:
+    until_ms = scene.kept.get(node.node_id)
+    return until_ms is None or (ask.num_nodes == 1 and scene.now_ms + span_s(ask.timeout_s) * 1000 <= until_ms)
+
+
+KEPT = "kept"
+
 CONDITIONS: tuple[Condition, ...] = (
     Condition("online", lambda ask, node, scene: node.state is NodeState.OFFERED, lambda ask: "offered, not draining"),
     Condition("accepts you", lambda ask, node, scene: accepts(node, ask.buyer, scene.market), lambda ask: "takes your jobs"),
@@ -311,8 +323,12 @@ CONDITIONS: tuple[Condition, ...] = (
     Condition("maintenance", _stays, lambda ask: "stays up for the whole timeout", static=False, quiet=True),
     Condition("limit", _within_limits, lambda ask: "within the limits of your wallet and organisation", static=False, quiet=True),
     Condition("free", lambda ask, node, scene: is_free(node, ask.requirements), lambda ask: "free now", static=False),
+    Condition(KEPT, _is_over_in_time, lambda ask: "kept for no job ahead", static=False, quiet=True),
 )
 """Every condition, in the order in which a person is told of them. A job runs on a node when all of them hold."""
+
+AS_IF_EMPTY = tuple(condition for condition in CONDITIONS if condition.name not in ("free", KEPT))
+"""Those that would be left if nothing ran."""
 
 STATIC = tuple(condition for condition in CONDITIONS if condition.static)
 

@@ -8,7 +8,7 @@ from events.values import JobId, NodeId, PriceUusdPerGpuHour, Requirements
 from projections.job_states import QUEUED
 from projections.jobs import Job
 from projections.market import Market
-from services.matcher.feasibility import choose_cards
+from services.matcher.feasibility import Ask, asks_of, choose_cards
 from services.matcher.policies import Rank
 from services.matcher.price_index import ANY_PRICE
 
@@ -35,6 +35,9 @@ class Gang(NamedTuple):
     not_before_ms: int
     price_uusd: int
     """The most that each rank pays."""
+    timeout_s: int
+    left_uusd: int | None
+    """What a rank may still cost, where each has a limit."""
 
 
 def match_of(market: Market, job_id: JobId, place: Rank, requirements: Requirements, variant: int = 0) -> Match:
@@ -61,7 +64,23 @@ def gang_of(market: Market, job: Job) -> Gang | None:
     if len(ranks) < job.submitted.num_nodes or any(rank.state is not QUEUED for rank in ranks):
         return None
     prices = [rank.max_price_uusd_per_gpu_hour for rank in ranks]
-    return Gang(ranks, max(rank.not_before_ms for rank in ranks), min(ANY_PRICE if price is None else price for price in prices))
+    left = [rank.left_uusd for rank in ranks if rank.left_uusd is not None]
+    return Gang(
+        ranks,
+        not_before_ms=max(rank.not_before_ms for rank in ranks),
+        price_uusd=min(ANY_PRICE if price is None else price for price in prices),
+        timeout_s=max(rank.timeout_s for rank in ranks),
+        left_uusd=max(left) if len(left) == len(ranks) else None,
+    )
+
+
+def asks_as_one(market: Market, job: Job) -> tuple[Ask, ...]:
+    """What a job asks, and what would do as well; of a gang, what all of its ranks ask as one."""
+    asks, gang = asks_of(job), gang_of(market, job)
+    if gang is None:
+        return asks
+    price = None if gang.price_uusd == ANY_PRICE else gang.price_uusd
+    return (asks[0]._replace(max_price_uusd_per_gpu_hour=price, timeout_s=gang.timeout_s, left_uusd=gang.left_uusd),)
 
 
 def first_rank(market: Market, job: Job | None) -> JobId | None:

@@ -7,7 +7,7 @@ the rows. Labels split groups only where a queued job asks for them, for else ev
 
 from __future__ import annotations
 
-from collections.abc import Container, Hashable, Iterable
+from collections.abc import Container, Hashable, Iterable, Mapping
 from operator import gt, itemgetter
 from typing import Any, NamedTuple
 
@@ -198,12 +198,14 @@ class Terms(NamedTuple):
 class Row:
     """A node as the index has it."""
 
-    __slots__ = ("bucket", "cards", "changes_ms", "key", "offer", "room", "tasks", "terms")
+    __slots__ = ("bucket", "cards", "changes_ms", "key", "kinds", "offer", "room", "tasks", "terms")
 
     def __init__(self) -> None:
         self.offer: NodeOffered | None = None
         self.cards: tuple[tuple[str, int, Card], ...] = ()
         """(UUID, kind, card) of the healthy ones, by kind."""
+        self.kinds: tuple[int, ...] = ()
+        """The kinds alone."""
         self.terms = 0
         self.bucket: Bucket | None = None
         self.key: NodeKey = (0, "")
@@ -214,11 +216,17 @@ class Row:
 
 
 class NodeIndex:
-    """Every node of the market, in its bucket while it may be matched. `by_backlog`: by the work that it expects, too."""
+    """Every node of the market, in its bucket while it may be matched. `by_backlog`: by the work that it expects, too. `as_if_empty`: as
+    if nothing ran anywhere."""
 
-    def __init__(self, tally: Tally, by_backlog: bool = False) -> None:
+    def __init__(self, tally: Tally, by_backlog: bool = False, as_if_empty: bool = False) -> None:
         self.tally = tally
         self.by_backlog = by_backlog
+        self.as_if_empty = as_if_empty
+        self.moves = 0
+        """How often a node has come, gone or changed."""
+        self.kept: Mapping[NodeId, int] = {}
+        """Nodes where a place is kept, each for when: what runs there until then is welcome."""
         self.ending = 0
         """How many of them will be away one day."""
         self.rows: dict[NodeId, Row] = {}
@@ -253,9 +261,13 @@ class NodeIndex:
         if tier:
             row.changes_ms = min(row.changes_ms or FOR_EVER_MS, node.tier_until_ms)
         offer, taken = node.offer, node.taken
-        free = tuple([kind for uuid, kind, _ in row.cards if uuid not in taken])
         key = (node.price_uusd_per_gpu_hour, node_id)
-        room = (offer.cores - node.cores_taken, offer.memory_mib - node.memory_taken_mib, leaves_ms)
+        if self.as_if_empty:
+            free, room = row.kinds, (offer.cores, offer.memory_mib, leaves_ms)
+        else:
+            free = tuple([kind for uuid, kind, _ in row.cards if uuid not in taken])
+            until_ms = min(leaves_ms, self.kept[node_id]) if node_id in self.kept else leaves_ms
+            room = (offer.cores - node.cores_taken, offer.memory_mib - node.memory_taken_mib, until_ms)
         tasks = self._tasks(row, node, now_ms) if self.by_backlog else (0, 0)
         bucket_key = (free, row.terms, tier, leaves_ms != FOR_EVER_MS)
         bucket = self.buckets.get(bucket_key) or self._create(bucket_key, node, row)
@@ -281,6 +293,7 @@ class NodeIndex:
         bucket.nodes.add(key, room, key[1])
         self.open[bucket] = bucket.nodes.root.keys[0][0]
         self.ending += bucket.ending
+        self.moves += 1
         if self.by_backlog:
             number, ends_ms = row.tasks
             group = bucket.busy.get(number)
@@ -310,6 +323,7 @@ class NodeIndex:
             return
         bucket.nodes.remove(row.key)
         self.ending -= bucket.ending
+        self.moves += 1
         if self.by_backlog:
             number, ends_ms = row.tasks
             group = bucket.busy[number]
@@ -334,6 +348,7 @@ class NodeIndex:
                 kind = kinds.setdefault((card.model, card.vram_mib, card.cuda), len(kinds))
                 cards.append((kind, card.index, card))
         row.cards = tuple((card.uuid, kind, card) for kind, _, card in sorted(cards, key=lambda one: one[:2]))
+        row.kinds = tuple(kind for _, kind, _ in row.cards)
         for label in offer.labels.items():
             self._labelled.setdefault(label, {})[offer.node_id] = None
         labels = frozenset(offer.labels.items() & self.labels_asked)
@@ -369,7 +384,7 @@ class NodeIndex:
             tier=node.tier if key[2] else Tier.CLAIMED,
             tier_until_ms=FOR_EVER_MS,
         )
-        free = tuple(card for uuid, _, card in row.cards if uuid not in node.taken)
+        free = tuple(card for uuid, _, card in row.cards if self.as_if_empty or uuid not in node.taken)
         bucket = self.buckets[key] = Bucket(key, example, free, self._chosen.setdefault(key[0], {}), self.tally)
         self.created.append(bucket)
         return bucket

@@ -6,9 +6,10 @@ that spreads work, the node with the least work left among those that a certain 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from operator import itemgetter
 
-from services.matcher.feasibility import Scene, obstacle
+from services.matcher.feasibility import CONDITIONS, Condition, Scene, obstacle
 from services.matcher.node_index import Bucket, How, NodeIndex
 from services.matcher.policies import Place, Rank, place, rank
 from services.matcher.shapes import Placed, Shape
@@ -20,7 +21,7 @@ BusyRank = tuple[int, Rank]
 def cheapest(index: NodeIndex, shape: Shape, scene: Scene) -> Rank | None:
     """The best node for jobs of this shape that its limits allow, whatever they pay."""
     if shape.target is not None:
-        return _target(index, shape, scene)
+        return target_of(index, shape, scene)
     best, most = None, shape.cap
     buckets = index.open
     index.tally.touched += len(buckets)
@@ -39,25 +40,27 @@ def cheapest(index: NodeIndex, shape: Shape, scene: Scene) -> Rank | None:
     return best
 
 
-def cheapest_of_gang(index: NodeIndex, shape: Shape, scene: Scene) -> list[Rank]:
-    """The best nodes for the ranks of a gang, one for each, whatever it pays; empty when they do not suffice."""
-    number, best = shape.num_nodes, list[Rank]()
-    least = (shape.cores, shape.memory_mib, scene.now_ms + shape.timeout_ms)
+def cheapest_of_gang(index: NodeIndex, shape: Shape, scene: Scene, number: int) -> list[Rank]:
+    """The so many best nodes for jobs or ranks of this shape that its limits allow, whatever they pay; fewer where there are no more. None
+    of those where a place is kept."""
+    best = list[Rank]()
+    least = (shape.cores, shape.memory_mib, scene.now_ms + shape.timeout_ms if shape.timeout_ms else 0)
+    avoid = shape.avoid | scene.kept.keys() if scene.kept else shape.avoid
     index.tally.touched += len(index.open)
     for bucket, price in index.open.items():
         most = shape.cap if len(best) < number else min(shape.cap, best[-1][0])
         how = bucket.shapes.get(shape) if price <= most else None
         if how is not None:
-            best += [rank(key[0], how[0], how[1], key[1]) for key in bucket.nodes.firsts(number, least, shape.avoid, most)]
+            best += [rank(key[0], how[0], how[1], key[1]) for key in bucket.nodes.firsts(number, least, avoid, most)]
             best.sort()
             del best[number:]
-    return best if len(best) == number else []
+    return best
 
 
 def least_busy(index: NodeIndex, shape: Shape, scene: Scene, most_uusd: int) -> BusyRank | None:
     """The node with the least expected work left at which a job of this shape that pays so much may run."""
     if shape.target is not None:
-        there = _target(index, shape, scene)
+        there = target_of(index, shape, scene)
         return None if there is None or there[0] > most_uusd else (0, there)
     best = None
     most_uusd = min(most_uusd, shape.cap)
@@ -97,11 +100,12 @@ def _least_busy_of(bucket: Bucket, how: How, shape: Shape, scene: Scene, most_uu
     return best
 
 
-def _target(index: NodeIndex, shape: Shape, scene: Scene) -> Rank | None:
+def target_of(index: NodeIndex, shape: Shape, scene: Scene, conditions: Iterable[Condition] = CONDITIONS) -> Rank | None:
+    """The one node that jobs of this shape name, if it meets these conditions and limits allow it."""
     index.tally.touched += 1
     node = scene.market.nodes.get(shape.target or "")
     if node is None or node.node_id in shape.avoid or node.price_uusd_per_gpu_hour > shape.cap:
         return None
-    if obstacle(shape.ask, node, scene) is not None:
+    if obstacle(shape.ask, node, scene, conditions) is not None:
         return None
     return rank(node.price_uusd_per_gpu_hour, 0, 0, node.node_id)

@@ -86,8 +86,12 @@ def row_of(policy: Policy) -> PolicyRow:
 
 
 def orders_otherwise(policy: Policy, other: Policy) -> bool:
-    """Whether two policies order jobs differently; their other numbers are looked at when they count."""
-    return policy is not other and (policy.name, policy.ageing_s_per_point) != (other.name, other.ageing_s_per_point)
+    """Whether two policies order jobs differently, or let others pass; their other numbers are looked at when they count."""
+    return policy is not other and _decisive(policy) != _decisive(other)
+
+
+def _decisive(policy: Policy) -> tuple[object, ...]:
+    return policy.name, policy.ageing_s_per_point, policy.keep_place
 
 
 def order_key(job: Job, policy: Policy, market: Market) -> int:

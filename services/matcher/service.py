@@ -37,6 +37,7 @@ from services.matcher import answers, rules
 from services.matcher.desk import Desk
 from services.matcher.draft import Closed, Draft
 from services.matcher.memory import Memory
+from services.matcher.saved_state import SavedState
 from services.matcher.turn import Answers, BeatArrival, turn
 
 log = structlog.get_logger("matcher")
@@ -47,7 +48,6 @@ VERIFIED_FOR_S = 5.0
 STANDBY_AFTER_S = 15.0
 """A leader that is silent for longer is taken over by a standby."""
 CLOCK_BEHIND_MS_MAX = 2000
-SNAPSHOT_EVERY_S = 60.0
 PURGE_EVERY_S = 0.01
 
 
@@ -100,7 +100,7 @@ class Matcher:
         self._ledger = ledger
         self._keys = keys
         self._genesis = genesis
-        self._snapshot_file = snapshot_file
+        self._saved = SavedState(snapshot_file)
         self._version = version
         self._standby = standby
         self._clock = PageClock()
@@ -113,7 +113,6 @@ class Matcher:
         self._heard_leader_s = 0.0
         self._tokens: dict[str, str] = {}
         self._created = ""
-        self._snapshot_at = (0.0, 0)
         self.market = Market()
         self.memory: Memory | None = None
         self.ready = asyncio.Event()
@@ -163,7 +162,7 @@ class Matcher:
 
     async def _stand_by(self) -> None:
         """Keep folding, and return when the leader has been silent for long enough."""
-        follower, _ = await restore(self._ledger, self._snapshot_file)
+        follower, _ = await restore(self._ledger, self._saved.file)
         self._heard_leader_s = time.monotonic()
         while not self._stopping and time.monotonic() - self._heard_leader_s < STANDBY_AFTER_S:
             await follower.catch_up(self._ledger)
@@ -171,7 +170,8 @@ class Matcher:
         self._standby = False
 
     async def _lead(self) -> None:
-        follower, how = await restore(self._ledger, self._snapshot_file)
+        follower, how = await restore(self._ledger, self._saved.file)
+        self._saved.restored(follower.market.last_seq)
         self._created = (await self._ledger.head()).created
         began = time.monotonic()
         await follower.catch_up(self._ledger)
@@ -331,8 +331,7 @@ class Matcher:
         tick = wire.Tick(seq=self.market.last_seq, page_hash=self.market.page_hash, time_ms=self._now_ms())
         with suppress(MarketUnreachable):
             await self._connection.publish(LIVE_MARKET, wire.encode(tick), headers={"Matcher": self._instance})
-        at_s, seq = self._snapshot_at
-        if time.monotonic() - at_s > SNAPSHOT_EVERY_S and self.market.last_seq > seq:
+        if self._saved.is_due(self.market):
             self._save_snapshot()
 
     async def _verify(self) -> bool:
@@ -348,14 +347,9 @@ class Matcher:
         return True
 
     def _save_snapshot(self) -> None:
-        if self._snapshot_file is None or not self._created or not self.market.market_id:
-            return
-        if self.market.pages != self._durable_pages:
-            return  # it holds a turn that nobody knows to be durable
-        temporary = self._snapshot_file.with_suffix(".new")
-        temporary.write_bytes(snapshot.take(self.market, self._created))
-        os.replace(temporary, self._snapshot_file)
-        self._snapshot_at = (time.monotonic(), self.market.last_seq)
+        """Unless there is no market yet, or it holds a turn that nobody knows to be durable."""
+        if self._created and self.market.market_id and self.market.pages == self._durable_pages:
+            self._saved.save(self.market, self._created)
 
     @property
     def _instance(self) -> str:

@@ -18,10 +18,12 @@ from projections.market import Market
 from projections.nodes import cores_asked
 from services.matcher.feasibility import STATIC, Ask, Scene, choose, obstacle
 from services.matcher.limits import UNLIMITED_UUSD, is_limited, limits_money, price_cap
+from services.matcher.matches import Gang
 from services.matcher.node_index import Bucket, How
 from services.matcher.ordered import Tally
 from services.matcher.price_index import PriceIndex
 from services.matcher.share_index import ShareIndex, Unit
+from services.matcher.spans import span_s
 
 ANSWERED_BY_THE_INDEX = frozenset(
     {"online", "target", "gpus", "vram", "model", "cuda", "cards", "total_vram", "cores", "memory", "price"},
@@ -54,6 +56,8 @@ class ShapeKey(NamedTuple):
     """Of jobs under a limit."""
     num_nodes: int = 1
     """More than 1: of gangs, whose rank 0 stands for all."""
+    span_s: int = 0
+    """How long its jobs count where a place is kept for another; 0: nowhere is one."""
 
 
 SHAPES_MIN = 1024
@@ -69,10 +73,10 @@ class Shape:
         "alone",
         "ask",
         "avoid",
-        "bound",
         "cap",
         "cards",
         "cores",
+        "floor",
         "jobs",
         "key",
         "memory_mib",
@@ -93,8 +97,8 @@ class Shape:
         self.avoid = key.avoid
         self.cores = cores_asked(requirements)
         self.memory_mib = requirements.memory_mib
-        self.timeout_ms = key.timeout_s * 1000 if key.ending or key.num_nodes > 1 else 0
-        """How long the node must stay; 0: as nodes do that have no plan to leave."""
+        self.timeout_ms = (key.timeout_s if key.ending or key.num_nodes > 1 else key.span_s) * 1000
+        """How long the node must stay, or be free of other plans; 0: as nodes do that have none."""
         self.cards = (
             requirements.num_gpus,
             requirements.vram_mib,
@@ -110,8 +114,8 @@ class Shape:
         """Of jobs that lie in no other shape."""
         self.cap = UNLIMITED_UUSD
         """The highest price that limits allow now."""
-        self.bound: int | None = None
-        """No job before this key fits any node, as far as is known; None: no job at all does."""
+        self.floor: tuple[tuple[int, ...], int | None] = ((), None)
+        """The least that a job must pay to run when all nodes are empty, after what that holds for; kept by `heads.py`."""
 
 
 class Placed(NamedTuple):
@@ -154,22 +158,22 @@ def keys_of(
     key = ShapeKey(_encoder.encode(requirements), buyer if targeted else None, avoid, False, timeout_s, purse)
     if targeted:
         return [key]
+    if market.policy.keep_place:
+        key = key._replace(span_s=span_s(job.timeout_s))
     keys = [key, key._replace(buyer=buyer)] if private else [key]
     if ending:
-        keys += [one._replace(ending=True, timeout_s=job.timeout_s) for one in keys]
+        keys += [one._replace(ending=True, timeout_s=job.timeout_s, span_s=0) for one in keys]
     return keys
 
 
-def gang_key(ranks: tuple[Job, ...], market: Market, avoid: frozenset[NodeId]) -> ShapeKey:
+def gang_key(gang: Gang, market: Market, avoid: frozenset[NodeId]) -> ShapeKey:
     """The one shape of a gang: it takes nodes of every sort, so each of its ranks does."""
-    first = ranks[0]
+    first = gang.ranks[0]
     asked, buyer, purse = first.submitted, first.buyer, None
     if is_limited(market, buyer, asked.org_id):
-        left = [rank.left_uusd for rank in ranks if rank.left_uusd is not None]
-        counts = len(left) == len(ranks) and limits_money(market, buyer, asked.org_id)
-        purse = Purse(buyer, asked.org_id, max(left) if counts else None)
-    timeout_s = max(rank.timeout_s for rank in ranks)
-    return ShapeKey(_encoder.encode(asked.requirements), buyer, avoid, False, timeout_s, purse, asked.num_nodes)
+        counts = limits_money(market, buyer, asked.org_id)
+        purse = Purse(buyer, asked.org_id, gang.left_uusd if counts else None)
+    return ShapeKey(_encoder.encode(asked.requirements), buyer, avoid, False, gang.timeout_s, purse, asked.num_nodes)
 
 
 def cap_of(shape: Shape, market: Market, now_ms: int) -> int:
@@ -284,7 +288,6 @@ class ShapeTable:
         for shape in idle:
             del self.shapes[shape.key]
             self.gangs.pop(shape, None)
-            shape.bound = None
             for name in _parties(shape):
                 of_party = self.purses[name]
                 del of_party[shape]

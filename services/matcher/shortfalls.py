@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from projections.nodes import Node, NodeState, free_cards
-from services.matcher.feasibility import Ask, Scene, gigabytes, tier_now, usd
+from services.matcher.feasibility import KEPT, Ask, Scene, gigabytes, tier_now, usd
 
 Words = Callable[[Ask, Node, Scene], str]
 
@@ -70,6 +70,12 @@ def _avoided(ask: Ask, node: Node, scene: Scene) -> str:
     return f"it has just failed or declined this job, and is passed over for {left_s} s more"
 
 
+def _kept(ask: Ask, node: Node, scene: Scene) -> str:
+    minutes = -(-max(0, scene.kept.get(node.node_id, 0) - scene.now_ms) // 60_000)
+    until = f"which has room there in {minutes} min at the latest" if minutes else "which may start there any moment"
+    return f"kept for {scene.kept_for or 'a job'} ahead of it, {until}; only a job that is over by then may pass"
+
+
 SHORTFALLS: dict[str, Words] = {
     "online": _online,
     "accepts you": lambda ask, node, scene: f"it takes {'jobs of its organisation' if node.offer.org_id else 'its own jobs'} only",
@@ -95,6 +101,7 @@ SHORTFALLS: dict[str, Words] = {
     "not avoided": _avoided,
     "responding": lambda ask, node, scene: "it has not been heard of lately",
     "free": _free,
+    KEPT: _kept,
     "limit": lambda ask, node, scene: "its price is more than your limits allow now",
     "maintenance": lambda ask, node, scene: "it will be away for maintenance before the job could end, or is",
 }

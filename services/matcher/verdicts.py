@@ -13,7 +13,7 @@ from events.nodes import NodeOffered
 from events.values import Accept
 from events.why import Nearness
 from projections.nodes import Node
-from services.matcher.feasibility import CONDITIONS, Ask, Condition, Scene, is_free
+from services.matcher.feasibility import CONDITIONS, KEPT, Ask, Condition, Scene, is_free
 
 OF_THE_OFFER = frozenset(
     {
@@ -47,6 +47,7 @@ TIERS: dict[str, Nearness] = {
     "responding": Nearness.AWAY,
     "price": Nearness.PRICE,
     "free": Nearness.CAPACITY,
+    KEPT: Nearness.CAPACITY,
 }
 """Condition -> how far a node is that fails it; every other condition: never."""
 
@@ -120,7 +121,8 @@ class OfferKeys:
 def verdicts(ask: Ask, scene: Scene, nodes: Iterable[Node], keys: OfferKeys | None = None) -> Verdicts:
     """Ask all of these nodes. `keys` makes asking again cheaper."""
     keys = OfferKeys() if keys is None else keys
-    asked = tuple(condition for condition in CONDITIONS if condition.asked(ask) and condition.name != LIMIT)
+    left_out = (LIMIT,) if scene.kept else (LIMIT, KEPT)
+    asked = tuple(condition for condition in CONDITIONS if condition.name not in left_out and condition.asked(ask))
     alike = [(at, condition) for at, condition in enumerate(asked) if condition.name in OF_THE_OFFER]
     each = [(at, _fast(condition)) for at, condition in enumerate(asked) if condition.name not in OF_THE_OFFER]
     known: dict[Hashable, int] = {}

@@ -11,13 +11,15 @@ from operator import itemgetter
 from typing import NamedTuple
 
 from events.reasons import REASONS
-from events.why import Ahead, Cause, Nearness, NodeVerdict, Step, WaitHistory, Why
+from events.why import Ahead, Cause, Nearness, NodeVerdict, PlaceKept, Step, WaitHistory, Why
 from projections.job_states import CLAIMED, HELD, MATCHED, QUEUED, STARTING, TERMINAL
 from projections.jobs import Job
 from projections.market import Market
 from projections.nodes import Node, NodeState
 from services.matcher.changes import Question, smallest_change
-from services.matcher.feasibility import Ask, Scene, asks_of
+from services.matcher.feasibility import KEPT, Ask, Scene, asks_of
+from services.matcher.keeping import Kept
+from services.matcher.kept_now import seen_by
 from services.matcher.limit_words import told
 from services.matcher.limits import cap_for
 from services.matcher.policies import POLICIES, order_key
@@ -60,9 +62,10 @@ def why(market: Market, job: Job, moment: Moment, keys: OfferKeys | None = None)
     scene = Scene(market, moment.now_ms, moment.suspects)
     nodes = [node for node in market.nodes.values() if node.state is not NodeState.WITHDRAWN]
     keys.sweep(len(nodes))
+    position, before = _before(market, job, moment)
+    scene, kept = seen_by(market.ranks_of(job)[0], before, scene, keys)
     ask, found, tiers = _nearest_choice(job, scene, nodes, keys)
     cause, text = cause_of(market, job, tiers, moment.now_ms)
-    position, before = _before(market, job, moment)
     steps, before_it = [], len(nodes)
     for row, left in zip(found.asked, found.left_after(), strict=True):
         if left < before_it or not row.quiet:
@@ -78,6 +81,7 @@ def why(market: Market, job: Job, moment: Moment, keys: OfferKeys | None = None)
         state=job.state.value,
         time_ms=moment.now_ms,
         summary=_summary(text, position, soonest_s),
+        place_kept=_place(kept, job, found),
         cause=cause,
         steps=steps,
         tiers={tier.value: tiers[tier] for tier in NEAREST_FIRST if tiers.get(tier)},
@@ -87,6 +91,16 @@ def why(market: Market, job: Job, moment: Moment, keys: OfferKeys | None = None)
         change=change,
         history=history(market, job),
     )
+
+
+def _place(kept: Kept | None, job: Job, found: Verdicts) -> PlaceKept | None:
+    """What is kept, where that matters to this job: for itself, or where it would be free otherwise."""
+    if kept is None or not kept.nodes:
+        return None
+    failing = {node_id: found.failing(node_id) for node_id in kept.nodes if node_id in found.first}
+    if kept.job_id != job.submitted.job_id and not any(condition and condition.name == KEPT for condition in failing.values()):
+        return None
+    return PlaceKept(job=kept.job_id, nodes=list(kept.nodes), from_ms=max(kept.nodes.values()))
 
 
 def why_in_words(market: Market, job: Job, moment: Moment, keys: OfferKeys) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from random import Random
 from typing import Any
 from unittest import mock
@@ -22,14 +22,14 @@ from events.values import Accept, Card, Isolation, Network, OrgRole, Requirement
 from projections.job_states import HELD, MATCHED, QUEUED
 from projections.jobs import Job
 from projections.market import Market
-from projections.nodes import Node, free_cards
+from projections.nodes import Allocation, Node, free_cards, planned
 from projections.parties import DAY_MS, spent_this_month_uusd, spent_today_uusd
-from services.matcher import engine, node_index, shapes
+from services.matcher import engine, finder, heads, node_index, shapes
 from services.matcher.consequences import consequences
 from services.matcher.engine import Engine
-from services.matcher.feasibility import Ask, Scene, ask_of, asks_of, choose, choose_cards, obstacle
+from services.matcher.feasibility import AS_IF_EMPTY, Ask, Scene, ask_of, asks_of, choose, choose_cards, is_free, obstacle
 from services.matcher.matches import Match
-from services.matcher.node_index import NodesByBacklog, NodesByPrice
+from services.matcher.node_index import NodesByBacklog, NodesByPrice, door_of
 from services.matcher.policies import POLICIES, Rank, backlog_of, order_key, place, rank
 from services.matcher.price_index import PriceIndex
 
@@ -85,6 +85,10 @@ class World(Desk):
                 assert self.try_event(decision) is None, decision
         return refused
 
+    def in_order(self, job: Job) -> int:
+        """Where a queued job stands."""
+        return order_key(job, self.market.policy, self.market)
+
     def match(self) -> None:
         """Let the engine decide all there is."""
         while True:
@@ -97,30 +101,111 @@ class World(Desk):
 
 
 def brute_force(state: Market, now_ms: int, suspects: set[str]) -> Match | None:
-    """The first job in policy order that any free node can run, and the best of those nodes."""
+    """The first job in policy order that any free node can run, and the best of those nodes; no job gets a node where a place is kept for
+    the head, unless it is over by then."""
     running = sum(job.state in HELD for job in state.jobs.values())
     if state.paused or (state.policy.max_concurrent is not None and running >= state.policy.max_concurrent):
         return None
     queued = [job for job in state.jobs.values() if job.state is QUEUED and job.not_before_ms <= now_ms]
+    queued.sort(key=lambda job: order_key(job, state.policy, state))
     scene = Scene(state, now_ms, suspects)
-    for job in sorted(queued, key=lambda job: order_key(job, state.policy, state)):
-        if job.submitted.num_nodes > 1:
-            gang = brute_gang(state, job, scene, running)
-            if gang is not None:
-                return gang
-            continue
-        found = [
-            (place(backlog_of(state.policy, node, now_ms), ask.requirements.num_gpus, variant, rank_of(node, ask)), node, ask)
-            for variant, ask in enumerate(asks_of(job))
-            for node in state.nodes.values()
-            if obstacle(ask, node, scene) is None
-        ]
-        if found:
-            best, node, ask = min(found, key=lambda one: one[0])
-            cards = choose_cards(node, ask.requirements)
-            assert cards is not None
-            return Match(job.submitted.job_id, node.node_id, cards, node.price_uusd_per_gpu_hour, best[2])
+    head = next((job for job in queued if could_start(state, job, scene, running)), None) if state.policy.keep_place else None
+    if head is not None and placed(state, head, scene, running) is None:
+        scene = scene._replace(kept=brute_kept(state, head, scene))
+    for job in queued:
+        found = placed(state, job, scene, running)
+        if found is not None:
+            return found
     return None
+
+
+def placed(state: Market, job: Job, scene: Scene, running: int) -> Match | None:
+    """Where this job goes now, if anywhere."""
+    if job.submitted.num_nodes > 1:
+        return brute_gang(state, job, scene, running)
+    found = [
+        (place(backlog_of(state.policy, node, scene.now_ms), ask.requirements.num_gpus, variant, rank_of(node, ask)), node, ask)
+        for variant, ask in enumerate(asks_of(job))
+        for node in state.nodes.values()
+        if obstacle(ask, node, scene) is None
+    ]
+    if not found:
+        return None
+    best, node, ask = min(found, key=lambda one: one[0])
+    cards = choose_cards(node, ask.requirements)
+    assert cards is not None
+    return Match(job.submitted.job_id, node.node_id, cards, node.price_uusd_per_gpu_hour, best[2])
+
+
+def could_start(state: Market, job: Job, scene: Scene, running: int) -> bool:
+    """Whether it could start now if nothing else ran."""
+    if job.submitted.num_nodes > 1:
+        return brute_gang(emptied(state), job, scene, running) is not None
+    return any(obstacle(ask, node, scene, AS_IF_EMPTY) is None for ask in asks_of(job) for node in state.nodes.values())
+
+
+def emptied(state: Market) -> Market:
+    nodes = {
+        name: msgspec.structs.replace(node, allocations={}, taken={}, cores_taken=0, memory_taken_mib=0)
+        for name, node in state.nodes.items()
+    }
+    return msgspec.structs.replace(state, nodes=nodes)
+
+
+def brute_kept(state: Market, head: Job, scene: Scene) -> dict[str, int]:
+    """Of the cheapest nodes that stay and could run the head those that have room for it first, until the last of them has."""
+    empty, number = emptied(state), head.submitted.num_nodes
+    options: dict[str, tuple[int, int, str]] = {}
+    asks = asks_of(head) if number == 1 else (ask_of_gang(state.ranks_of(head)),)
+    for ask in asks:
+        able = [node for node in empty.nodes.values() if obstacle(ask, node, scene, AS_IF_EMPTY) is None]
+        if number == 1:
+            able = [node for node in able if planned(node, scene.now_ms) is None]
+        able.sort(key=lambda node: rank_of(node, ask))
+        sorts = (
+            [able]
+            if number > 1 or ask.requirements.target_node
+            else [[n for n in able if (door_of(n) is None) is each] for each in (True, False)]
+        )
+        for nodes_of_sort in sorts:
+            for node in nodes_of_sort[: max(heads.KEEP_AMONG, number)]:
+                if planned(node, scene.now_ms) is None:
+                    from_ms = free_from_ms(state, state.nodes[node.node_id], ask.requirements)
+                    option = (from_ms, node.price_uusd_per_gpu_hour, node.node_id)
+                    options[node.node_id] = min(option, options.get(node.node_id, option))
+    best = sorted(options.values())[:number]
+    return {node_id: best[-1][0] for _, _, node_id in best} if len(best) == number else {}
+
+
+def free_from_ms(state: Market, node: Node, asked: Requirements) -> int:
+    """When it has room, by trying every moment at which something ends."""
+    ends = {epoch: end_of(state, epoch, held) for epoch, held in node.allocations.items()}
+    for moment in (0, *sorted(ends.values())):
+        left = {epoch: held for epoch, held in node.allocations.items() if ends[epoch] > moment}
+        taken = {uuid: epoch for epoch, held in left.items() for uuid in held.cards}
+        cores, memory = sum(held.cores for held in left.values()), sum(held.memory_mib for held in left.values())
+        if is_free(msgspec.structs.replace(node, taken=taken, cores_taken=cores, memory_taken_mib=memory), asked):
+            return moment
+    raise AssertionError("an empty node has room")
+
+
+def end_of(state: Market, epoch: int, held: Allocation) -> int:
+    job = state.jobs.get(held.job_id)
+    if job is None or job.run is None or job.run.epoch != epoch or job.run.ended_ms:
+        return held.since_ms
+    return (job.run.started_ms or job.run.matched_ms) + job.timeout_s * 1000
+
+
+def ask_of_gang(ranks: Iterable[Job]) -> Ask:
+    """What all ranks ask as one."""
+    asks = [ask_of(rank) for rank in ranks]
+    prices = [ask.max_price_uusd_per_gpu_hour for ask in asks if ask.max_price_uusd_per_gpu_hour is not None]
+    left = [ask.left_uusd for ask in asks if ask.left_uusd is not None]
+    return asks[0]._replace(
+        max_price_uusd_per_gpu_hour=min(prices, default=None),
+        timeout_s=max(ask.timeout_s for ask in asks),
+        left_uusd=max(left) if len(left) == len(asks) else None,
+    )
 
 
 def brute_gang(state: Market, job: Job, scene: Scene, running: int) -> Match | None:
@@ -131,14 +216,7 @@ def brute_gang(state: Market, job: Job, scene: Scene, running: int) -> Match | N
     most = state.policy.max_concurrent
     if most is not None and running + number > most:
         return None
-    asks = [ask_of(rank) for rank in ranks]
-    prices = [ask.max_price_uusd_per_gpu_hour for ask in asks if ask.max_price_uusd_per_gpu_hour is not None]
-    left = [ask.left_uusd for ask in asks if ask.left_uusd is not None]
-    ask = asks[0]._replace(
-        max_price_uusd_per_gpu_hour=min(prices, default=None),
-        timeout_s=max(ask.timeout_s for ask in asks),
-        left_uusd=max(left) if len(left) == number else None,
-    )
+    ask = ask_of_gang(ranks)
     fit = [node for node in state.nodes.values() if obstacle(ask, node, scene) is None]
     best = sorted(fit, key=lambda node: rank_of(node, ask))[:number]
     if len(best) < number:
@@ -288,6 +366,22 @@ def end_attempt(world: World, a: int, b: int, c: int) -> None:
         world.try_event(make(jobs.JobRequeued, **again, not_before_ms=now_ms + c % 5 * 2000, **avoid))
 
 
+def start_attempt(world: World, a: int, b: int, c: int) -> None:
+    """It runs, for a while; its buyer may want more time."""
+    held = [job for job in world.market.jobs.values() if job.state in HELD and job.run is not None]
+    if not held:
+        return
+    job = held[a % len(held)]
+    assert job.run is not None
+    attempt: dict[str, Any] = {"job_id": job.submitted.job_id, "attempt": job.run.attempt, "epoch": job.run.epoch}
+    if job.state is MATCHED:
+        for kind in (jobs.JobClaimed, jobs.JobStarted):
+            world.try_event(By(job.run.node_wallet, make(kind, **attempt)))
+            world.history.now_ms += b % 3 * 1000
+    elif c % 2:
+        world.try_event(By(job.buyer, make(jobs.JobExtended, job_id=attempt["job_id"], extra_s=b % 7 * 60 + 1)))
+
+
 def change_job(world: World, a: int, b: int, c: int) -> None:
     queued = [job for job in world.market.jobs.values() if job.state is QUEUED]
     if not queued:
@@ -350,6 +444,7 @@ VERBS: tuple[Callable[[World, int, int, int], None], ...] = (
     suspect,
     end_attempt,
     end_attempt,
+    start_attempt,
     change_job,
     change_market,
     set_policy,
@@ -388,7 +483,9 @@ def test_so_it_does_when_its_lists_are_cramped(steps: list[Any]) -> None:
         mock.patch.object(NodesByBacklog, "block_rows_max", 4),
         mock.patch.object(engine, "STALE_LABELS_MAX", 0),
         mock.patch.object(engine, "ENDING_KEPT_MS", 1),
-        mock.patch.object(engine, "FRESH_NODES_MAX", 1),
+        mock.patch.object(finder, "FRESH_NODES_MAX", 1),
+        mock.patch.object(heads, "KEEP_AMONG", 2),
+        mock.patch.object(heads, "KNOWN_NODES_MAX", 2),
     ):
         play(steps).match()
 

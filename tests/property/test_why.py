@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from itertools import pairwise
 from typing import Any
+from unittest import mock
 
 import msgspec
 from builders import START_MS, History
 from hypothesis import given, settings
-from property.test_engine import STEPS, World, brute_force, play
+from property.test_engine import STEPS, World, brute_force, brute_kept, could_start, play
 
 from events.why import Cause, Nearness
 from projections.arbiter import apply
@@ -16,15 +17,17 @@ from projections.job_states import CLAIMED, HELD, MATCHED, QUEUED
 from projections.jobs import Job
 from projections.market import Market
 from projections.nodes import NodeState
+from services.matcher import kept_now as kept_now_module
 from services.matcher.changes import Question, advice, as_changed
 from services.matcher.feasibility import CONDITIONS, Scene, ask_of, could_run, obstacle
-from services.matcher.policies import order_key
+from services.matcher.kept_now import kept_now, seen_by
 from services.matcher.verdicts import LIMIT, OfferKeys, verdicts
 from services.matcher.waits import WaitWatch
 from services.matcher.why import Moment, why
 
 WORLDS = settings.default.max_examples * 10 // 3
 ABOUT_NODES = tuple(condition for condition in CONDITIONS if condition.name != LIMIT)
+"""Those that `verdicts` asks; where no place is kept, `kept` stops nobody."""
 WAITING = (QUEUED, MATCHED, CLAIMED)
 
 
@@ -79,12 +82,14 @@ def test_what_is_advised_to_place_a_job_at_once_places_it(steps: list[Any]) -> N
     most = state.policy.max_concurrent
     if state.paused or (most is not None and sum(job.state in HELD for job in state.jobs.values()) >= most):
         return
-    scene, keys = Scene(state, world.now_ms, world.suspects), OfferKeys()
+    scene, keys, in_order = Scene(state, world.now_ms, world.suspects), OfferKeys(), world.in_order
     for job in [job for job in queued(world) if job.not_before_ms <= world.now_ms][:5]:
-        own = order_key(job, state.policy, state)
-        ahead = [other for other in queued(world) if order_key(other, state.policy, state) < own]
-        found = verdicts(ask_of(job), scene, state.nodes.values(), keys)
-        best = advice(Question(job, ask_of(job), scene, ahead), found, keys)
+        first = state.ranks_of(job)[0]  # whose place in the order is the whole gang's
+        own = in_order(first)
+        ahead = sorted([other for other in queued(world) if in_order(other) < own], key=in_order)
+        seen, _ = seen_by(first, ahead, scene, keys)
+        found = verdicts(ask_of(job), seen, state.nodes.values(), keys)
+        best = advice(Question(job, ask_of(job), seen, ahead), found, keys)
         if best is None:
             continue
         match = brute_force(as_changed(state, job, best.tried.ask), world.now_ms, world.suspects)
@@ -93,6 +98,23 @@ def test_what_is_advised_to_place_a_job_at_once_places_it(steps: list[Any]) -> N
         else:
             assert all(could_run(best.tried.ask, node, scene) for node in best.nodes)
         assert best.tried.ask.num_nodes == len(best.nodes)
+
+
+@settings(max_examples=WORLDS)
+@given(STEPS)
+def test_the_place_that_is_told_is_the_one_that_is_kept(steps: list[Any]) -> None:
+    world = settled(steps)
+    state, scene = world.market, Scene(world.market, world.now_ms, world.suspects)
+    running = sum(job.state in HELD for job in state.jobs.values())
+    most = state.policy.max_concurrent
+    if state.paused or (most is not None and running >= most):
+        return
+    order = sorted(queued(world), key=world.in_order)
+    head = next((job for job in order if job.not_before_ms <= world.now_ms and could_start(state, job, scene, running)), None)
+    with mock.patch.object(kept_now_module, "JOBS_MAX", 1000):
+        kept = kept_now(order, scene, OfferKeys())
+    expected = {} if head is None else brute_kept(state, head, scene)
+    assert expected == ({} if kept is None else kept.nodes)
 
 
 @settings(max_examples=WORLDS // 2)

@@ -236,7 +236,7 @@ def test_what_is_not_asked_for_is_not_spoken_of_and_stops_nobody() -> None:
     state = given_events(node_offered())
     ask = Ask(Requirements(), BUYER)
     spoken = [condition.name for condition in CONDITIONS if condition.asked(ask)]
-    assert ["online", "accepts you", "simulated", "gpus", "min_gpus", "responding", "maintenance", "limit", "free"] == spoken
+    assert ["online", "accepts you", "simulated", "gpus", "min_gpus", "responding", "maintenance", "limit", "free", "kept"] == spoken
     for condition in CONDITIONS:
         assert condition.passes(ask, node_of(state), Scene(state, START_MS))
 
