@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from peers import this_market
-from peers.page import DASK, HYPERQUEUE, OURS, SBATCH, SRUN, Figures, against, aims_table, alone, peers_table
+from peers.page import DASK, HYPERQUEUE, OURS, SBATCH, SRUN, Figures, against, aims_table, alone, cpu_words, peers_table
 
 HERE = Path(__file__).resolve().parent
 DOCUMENT = HERE.parent / "docs" / "benchmarks.md"
@@ -100,7 +100,8 @@ def told(key: str, answer: Any, drained: int) -> dict[str, float]:
         delays = sorted(answer)
         return {"start p50": delays[len(delays) // 2], "start p99": delays[len(delays) * 99 // 100]}
     if key.startswith("drain"):
-        return {key: drained / answer}
+        alone = {"s": answer} if isinstance(answer, float) else answer
+        return {f"{what} {key}" if what != "s" else key: drained / value if what == "s" else value for what, value in alone.items()}
     return {f"{what} {key}": value for what, value in answer.items()}
 
 
@@ -168,9 +169,9 @@ empty for it, by turns, and is the median of the rounds; behind it, the least an
   that the slots are, until the last job has made its file. A worker, or node, has eight slots; Slurm has one node with all of them.
 - **Submissions, memory**: of one client, {FEW_QUEUED:,} jobs that cannot run yet; growth of the resident memory of the process that keeps
   the queue (with HyperQueue and Dask it holds the client too).
-- **Restart**: until it answers again with the whole queue. This market's matcher is killed, starts again as it would anywhere, and folds
-  what its last snapshot, one a minute, does not hold; here that is the whole ledger. Slurm's controller is ended in order. {MANY_QUEUED:,}
-  jobs were not queued in Slurm: at its rate of submissions that takes minutes, and the removal of their folders as long.
+- **Restart**: until it answers again with the whole queue. This market's matcher is killed and starts as it would anywhere: from its last
+  snapshot, taken each minute and after 50,000 events, and what came after it; with {FEW_QUEUED:,} jobs that is the whole ledger. Slurm's
+  controller is ended in order. {MANY_QUEUED:,} jobs were not queued in Slurm: at its rate of submissions that takes minutes.
 
 What each of them does for it:
 
@@ -179,7 +180,7 @@ What each of them does for it:
   One wallet may send 10,000 events a second; beyond a burst of 20,000, {MANY_QUEUED:,} submissions take ten seconds.
 - **HyperQueue**: the wheel's `LocalCluster`, one worker of eight `cpus` for every eight slots; server, workers and client in one process.
   It is made without a journal (the wheel has no way to ask for one): nothing is stored, so it cannot be restarted. No signatures, no
-  prices. It gathers submissions for some milliseconds before it schedules: most of its start on an idle system is that.
+  prices. On an idle system a start takes it either some two milliseconds or some twenty.
 - **Dask**: one scheduler, one worker process of eight threads for every eight slots, no dashboard. Nothing is stored; no signatures. Its
   {FEW_QUEUED:,} submissions are one call of `map`.
 - **Slurm**: one controller, one node, tuned as its guide for high throughput says (`sched/builtin`, `batch_sched_delay=0`,
@@ -197,12 +198,13 @@ def page(options: argparse.Namespace, figures: Figures, own: dict[str, float], t
             "# How fast, measured against others",
             f"Written by `benchmarks/against_peers.py` on {time.strftime('%Y-%m-%d', time.gmtime())}. {told_of['machine']}. "
             f"{told_of['versions']}. "
-            f"`sync_interval: always`. {told_of['load']} {options.rounds} rounds, {told_of['minutes']} minutes.",
+            f"`sync_interval: always`. {told_of['load']} Rounds: {options.rounds}, in {told_of['minutes']} minutes.",
             "## The same job on each",
             peers_table(figures),
             *([told_of["missing"]] if told_of["missing"] else []),
             "## Targets",
             aims_table(against(figures)),
+            *([cpu_words(figures)] if OURS in figures else []),
             "Without a broker, CPU time of one process. 10,000 nodes and 100,000 queued jobs, each with a price of its own, 1 to 8 GPUs, "
             "five priorities, and a head of the queue that can never run:",
             aims_table(alone(own)),
@@ -239,7 +241,7 @@ def main() -> None:
     words = {
         "machine": machine(),
         "versions": versions(options.python),
-        "load": f"Load {load:.1f} before the run; {min(loads):.1f} to {max(loads):.1f} before each figure, most of it the figure before.",
+        "load": f"Load {load:.1f} before the run; {min(loads):.1f} to {max(loads):.1f} before each figure, where it is the run's own.",
         "minutes": f"{(time.monotonic() - began) / 60:.0f}",
         "missing": f"Not here: {', '.join(missing)}." if missing else "",
     }

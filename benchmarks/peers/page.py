@@ -96,6 +96,28 @@ def against(figures: Figures) -> list[Aim]:
     ]
 
 
+CPU = {
+    "sellers": ("seller",),
+    "what starts and guards processes": ("guard",),
+    "the jobs' own processes": ("jobs",),
+    "matcher": ("matcher",),
+    "broker": ("broker",),
+    "API": ("api",),
+    "gateway and callout": ("files", "callout"),
+}
+
+
+def cpu_words(figures: Figures) -> str:
+    """Where a drain's processor time goes: with every system on the same cores that is what its speed comes to."""
+    told = []
+    for slots in (8, 64):
+        parts = {words: sum(median(figures, OURS, f"cpu {name} drain {slots}") or 0.0 for name in names) for words, names in CPU.items()}
+        whole = sum(parts.values())
+        listed = ", ".join(f"{words} {spent_us:,.0f}" for words, spent_us in parts.items())
+        told.append(f"on {slots} slots {whole:,.0f} µs of CPU a job ({listed})")
+    return f"What a drain costs this market: {'; '.join(told)}."
+
+
 def alone(figures: dict[str, float]) -> list[Aim]:
     """This market's targets that need nobody else."""
     kinds = (("supply", "while free nodes last"), ("free one", "after an attempt has ended"), ("arrival", "for a job that comes"))

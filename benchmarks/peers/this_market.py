@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import signal
@@ -11,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from market_speed import RunningMarket, job, market, tell_when_ended
+from market_speed import TICK_S, RunningMarket, job, market, tell_when_ended
 from peers.stamps import Stamps
 
 from events.errors import BazaarError
@@ -52,7 +53,30 @@ def start(count: int) -> list[float]:
         return asyncio.run(_starts(running, count))
 
 
-async def _drain(running: RunningMarket, stamps: Stamps) -> float:
+def _cpu_ticks(running: RunningMarket) -> dict[str, int]:
+    """Clock ticks that each part of the market has used by now. Broker and guards of processes are known by the market's folder."""
+    pids = {int(part["pid"]): name for name, part in json.loads((running.home / "market" / "running.json").read_text()).items()}
+    spent: dict[str, int] = {}
+    for entry in os.scandir("/proc"):
+        if not entry.name.isdigit():
+            continue
+        try:
+            command = Path(entry.path, "cmdline").read_bytes()
+            fields = Path(entry.path, "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue  # it has just ended
+        own, waited_for = int(fields[11]) + int(fields[12]), int(fields[13]) + int(fields[14])
+        name = pids.get(int(entry.name), "").partition("-")[0]
+        if not name and str(running.home).encode() in command:
+            name = "broker" if b"nats-server" in command else "guard" if b"supervisor" in command else ""
+        if name:
+            spent[name] = spent.get(name, 0) + own
+        if name == "guard":
+            spent["jobs"] = spent.get("jobs", 0) + waited_for
+    return spent
+
+
+async def _drain(running: RunningMarket, stamps: Stamps) -> dict[str, float]:
     operator, client = await running.client("market", Role.OPERATOR), await running.client("buyer0", Role.BUYER)
     assert (await operator.submit(MatchingPaused())).reason is None
     events = [job(*stamps.argv(number)) for number in range(stamps.count)]
@@ -60,17 +84,20 @@ async def _drain(running: RunningMarket, stamps: Stamps) -> float:
     tell_when_ended(client, {event.job_id for event in events}, done)
     for ticket in client.enqueue(*events):
         assert (await ticket).reason is None
-    began = time.time()
+    before, began = _cpu_ticks(running), time.time()
     await operator.submit(MatchingResumed())
     async with asyncio.timeout(DRAIN_S):
         await done.wait()
+    after = _cpu_ticks(running)
     await client.close()
     await operator.close()
-    return stamps.wait() - began
+    cpu_us = {name: (after.get(name, 0) - ticks) * TICK_S * 1e6 / stamps.count for name, ticks in before.items()}
+    return {"s": stamps.wait() - began} | {f"cpu {name}": spent_us for name, spent_us in cpu_us.items()}
 
 
-def drain(count: int, slots: int) -> float:
-    """Seconds from the operator's word to go until the last job of a full queue has run, on nodes of eight slots each."""
+def drain(count: int, slots: int) -> dict[str, float]:
+    """Seconds from the operator's word to go until the last job of a full queue has run, on nodes of eight slots each; and the CPU that
+    each part of the market took for a job, in µs."""
     folder = Path(tempfile.mkdtemp(prefix="bench-bazaar-"))
     try:
         with market(*["8xRTX 4090"] * (slots // 8)) as running:
