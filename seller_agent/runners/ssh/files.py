@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import asyncssh
 
 from events.files import DEPTH_MAX, FILES_MAX, path_problem
+from events.stepping import end_all
 from seller_agent.runners.runner import RunnerError
 from seller_agent.runners.ssh.connection import Access
 from seller_agent.runners.ssh.errors import SshFailed
@@ -95,9 +96,7 @@ async def all_or_none(*works: Coroutine[Any, Any, None]) -> None:
     try:
         await asyncio.gather(*tasks)
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_all(tasks)
 
 
 class Wanted(NamedTuple):

@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from events.stepping import end_all
 from seller_agent.runners.ssh.connection import Channel
 from seller_agent.runners.ssh.errors import SshFailed
 from seller_agent.runners.ssh.host import Host
@@ -85,8 +86,7 @@ class Output:
 
     async def close(self) -> None:
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await end_all((self._task,))
             self._task = None
 
     def _begin(self) -> None:
@@ -125,7 +125,7 @@ class Output:
                         self._ask(name)
                     if await self._fetch(channel):
                         pause_s = PAUSE_S
-                except (Broken, OSError, msgspec.DecodeError) as error:
+                except (Broken, OSError, msgspec.DecodeError, ValueError) as error:  # what is no frame either way
                     log.warning("output could not be taken", host=self._host.name, why=str(error))
                 finally:
                     self._channel = None

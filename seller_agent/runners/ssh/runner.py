@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 import structlog
 
+from events.stepping import end_all
 from seller_agent.runners.process.link import Answer, Link, LinkLost
 from seller_agent.runners.process.runner import TRIES, ProcessRunner, check_words, environment_of, make_folders, status_of
 from seller_agent.runners.runner import Progress, RunKey, RunnerError, RunSpec, RunState, RunStatus, RunUse, Stream, Terminal
@@ -232,9 +233,7 @@ class SshRunner(ProcessRunner):
         """Let go of the host; runs go on there."""
         self._closed = True
         tasks = [*self._collecting.values(), *([self._keeping] if self._keeping is not None else [])]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_all(tasks)
         await self._output.close()
         await self._works.close()
         await super().close()

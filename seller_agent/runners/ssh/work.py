@@ -13,6 +13,7 @@ from pathlib import Path
 
 import structlog
 
+from events.stepping import end_all
 from seller_agent.runners.runner import RunnerError
 from seller_agent.runners.ssh.errors import SshFailed
 from seller_agent.runners.ssh.files import TOGETHER, TOO_LARGE_BYTES, Wanted, all_or_none, fetch_file, in_words, listing
@@ -65,10 +66,7 @@ class Works:
         self._locks.pop(name, None)
 
     async def close(self) -> None:
-        tasks = list(self._tasks.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_all(self._tasks.values())
 
     async def _now_and_then(self, name: str) -> None:
         while True:
