@@ -44,6 +44,9 @@ def lines(why: Json) -> list[str]:
         found.append("Of them: " + ", ".join(f"{number} {TIER_WORDS.get(tier, text(tier))}" for tier, number in tiers.items()))
     for ahead in why.get("ahead") or []:
         found.append(f"Before it: {text(ahead['job'])} ({text(ahead['why'])})")
+    place = why.get("place_kept")
+    if place:
+        found.append(_place(place, why))
     change = why.get("change")
     if change:
         when = "the matcher, asked with that, places it at once" if change["at_once"] else "then it could run there once there is room"
@@ -54,6 +57,17 @@ def lines(why: Json) -> list[str]:
         half, most = duration(past["p50_s"]), duration(past["p90_s"])
         found.append(f"Jobs like it waited: half of {past['jobs']} at most {half}, nine in ten at most {most}")
     return found
+
+
+def _place(place: Json, why: Json) -> str:
+    """The node that is kept, for whom, and from when it has room."""
+    names = {node["node"]: node["name"] for node in why.get("nodes") or []}
+    where = ", ".join(text(names.get(node, node)) for node in place["nodes"])
+    left_ms = place["from_ms"] - why["time_ms"]
+    when = f"in {duration_ms(left_ms)} at the latest" if left_ms > 0 else "any moment"
+    if place["job"] == why["job"]:
+        return f"A place is kept for it: room on {where} {when}"
+    return f"Kept for {text(place['job'])}, which is ahead: {where}, with room for it {when}; a job that is over by then may start there"
 
 
 def node_row(node: Json) -> tuple[str, ...]:

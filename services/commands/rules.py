@@ -122,6 +122,7 @@ def policy_show(json_out: bool) -> None:
 @_value("--max-concurrent", "max_concurrent", "N", _many, "Jobs that run at once in the whole market, or none.", may_be_none=True)
 @_value("--max-queue", "max_queue", "N", _queue, "Queued jobs of one wallet.")
 @click.option("--auto-retry", type=click.Choice(["on", "off"]), help="Whether failures that are not a job's own are tried again.")
+@click.option("--keep-place", type=click.Choice(["on", "off"]), help="Whether a place is kept for the first job that must wait.")
 @_value("--timeout-batch", "timeout_batch_s", "TIME", duration_s, "Timeout of a batch job that names none.")
 @_value("--timeout-notebook", "timeout_notebook_s", "TIME", duration_s, "The same of a notebook.")
 @_value("--timeout-container", "timeout_container_s", "TIME", duration_s, "The same of a container.")
@@ -133,8 +134,8 @@ def policy_set(name: str | None, json_out: bool, **changes: Any) -> None:
     from services.commands.operating import rules
 
     given = {field: None if value is NONE else value for field, value in changes.items() if value is not None}
-    if "auto_retry" in given:
-        given["auto_retry"] = given["auto_retry"] == "on"
+    for switch in {"auto_retry", "keep_place"} & given.keys():
+        given[switch] = given[switch] == "on"
     if name is not None:
         given["name"] = policy_named(name)
     if not given:

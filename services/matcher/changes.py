@@ -68,7 +68,7 @@ def smallest_change(question: Question, found: Verdicts, keys: OfferKeys) -> Cha
     price = max(node.price_uusd_per_gpu_hour for node in best.nodes)
     name, it_is = (last.offer.name, "it is") if ask.num_nodes == 1 else (f"{ask.num_nodes} nodes", "they are")
     when = "the matcher would place it at once" if best.at_once else f"it could run there once {it_is} free"
-    lasts_ms = question.job.timeout_s * 1000
+    lasts_ms = ask.timeout_s * 1000
     return Change(
         flag=flag,
         condition=best.condition,
@@ -200,6 +200,7 @@ def as_changed(market: Market, job: Job, ask: Ask) -> Market:
             rank,
             submitted=msgspec.structs.replace(rank.submitted, requirements=ask.requirements, num_nodes=ask.num_nodes),
             max_price_uusd_per_gpu_hour=ask.max_price_uusd_per_gpu_hour,
+            timeout_s=min(rank.timeout_s, ask.timeout_s),
         )
         for rank in ranks[: ask.num_nodes]
     ]

@@ -12,7 +12,8 @@ import msgspec
 
 from events.values import Card, Network
 from projections.nodes import Node, free_cards
-from services.matcher.feasibility import Ask, choose, usd
+from services.matcher.feasibility import KEPT, Ask, choose, usd
+from services.matcher.spans import SPANS_S
 
 
 class Tried(NamedTuple):
@@ -131,6 +132,14 @@ def _fewer_labels(ask: Ask, node: Node) -> Iterator[Tried]:
     yield Tried(_with(ask, node_labels=kept), f"no --node-label {', '.join(dropped)}", 0.5)
 
 
+def _shorter(ask: Ask, node: Node) -> Iterator[Tried]:
+    """A run that is over before the node is wanted for something else."""
+    for span_s in reversed(SPANS_S):
+        if span_s < ask.timeout_s:
+            flag = f"--timeout {span_s // 3600}h" if span_s >= 3600 else f"--timeout {span_s // 60}m"
+            yield Tried(ask._replace(timeout_s=span_s), flag, (ask.timeout_s - span_s) / ask.timeout_s / 2)
+
+
 def _smaller_when_busy(ask: Ask, node: Node) -> Iterator[Tried]:
     """The node would do, but not with what is free of it now."""
     for relax in (_fewer_gpus, _less_vram, _less_total_vram, _fewer_cores, _less_memory):
@@ -155,5 +164,7 @@ RELAXATIONS: dict[str, Relax] = {
     "cards": _one("the node alone as --target", 0.3, target_cards=()),
     "price": _price,
     "free": _smaller_when_busy,
+    "maintenance": _shorter,
+    KEPT: _shorter,
 }
 """Failing condition -> the least changes that would meet it on a given node, and how large each is."""
