@@ -37,10 +37,10 @@ def calm_collector() -> None:
 def keep_pauses_short() -> None:
     """The same for who answers while somebody waits, once its market is folded: few objects at a time, and what is there never again.
 
-    Measured with 100,000 jobs: a pause of up to 200 ms before, of 2 to 20 ms after."""
+    Measured with 10,000 nodes that are heard every five seconds: a pause of up to 200 ms before, of 5 ms, seldom 25, after."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(10_000, 10, 1000)
+    gc.set_threshold(5_000, 5, 1000)
 
 
 def version() -> str:
