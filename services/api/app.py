@@ -95,12 +95,13 @@ class Api:
             try:
                 mirror, how = await begin(self._ledger, self._read_model, self._snapshot_file)
                 self._upkeep = upkeep = Upkeep(self._connection, self._ledger, self._read_model, mirror)
-                writing = asyncio.create_task(upkeep.write())
+                catching, writing = asyncio.create_task(upkeep.catch_up()), asyncio.create_task(upkeep.write())
                 try:
-                    await upkeep.catch_up()
+                    done, _ = await asyncio.wait({catching, writing}, return_when=asyncio.FIRST_COMPLETED)
+                    for task in done:  # whoever catches up may wait for who writes: when that one fails there is nothing to wait for
+                        task.result()
                 finally:
-                    writing.cancel()
-                    await asyncio.gather(writing, return_exceptions=True)
+                    await end_all((catching, writing))
             except LogUnavailable as error:
                 log.warning("the ledger is not available", why=error.why or str(error))
                 await asyncio.sleep(RETRY_S)

@@ -38,7 +38,7 @@ from events.wallet import KeySigner
 from projections import snapshot
 from projections.market import Market
 from services import genesis
-from services.api import app, event_feed, live
+from services.api import app, event_feed, live, upkeep
 from services.api.read_model import FinishedJob, JobFilter, Progress, ReadModel
 from services.matcher.admission import Arrival
 from services.matcher.draft import Closed, Draft
@@ -922,3 +922,24 @@ async def test_a_quote_over_nats_is_the_asker_s_own(scribe: Scribe, api: ApiProc
     fits = await quoted(2)
     assert ([node_id], 1, None) == ([offer.node_id for offer in fits.offers], fits.free_now, fits.failing)
     assert "gpus" == (await quoted(3)).failing
+
+
+async def test_an_api_whose_writer_fails_for_a_reason_unheard_of_ends_instead_of_waiting_for_it(
+    scribe: Scribe, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await scribe.submit()
+    really, failed = ReadModel.write, []
+
+    async def write(self: ReadModel, *rows: Any) -> None:
+        if failed:
+            return await really(self, *rows)
+        failed.append(True)
+        raise ValueError("unheard of")
+
+    monkeypatch.setattr(ReadModel, "write", write)
+    monkeypatch.setattr(upkeep, "ROWS_UNWRITTEN_MAX", 0)
+    api = ApiProcess(world, tmp_path)
+    await api.start(ready=False)
+    with pytest.raises(ValueError, match="unheard of"):
+        async with asyncio.timeout(READY_S):
+            await api.ended()
