@@ -161,6 +161,12 @@ def run_time(ran_ms: int) -> str:
     return f"{ran_ms / 1000:.1f} s" if ran_ms < 60_000 else duration(ran_ms // 1000)
 
 
+def state_sentence(state: str) -> str:
+    """`It has succeeded`, `It was cancelled`, `It is running`."""
+    verb = {"cancelled": "was", "over": "is"}.get(state, "has" if state in EXIT_CODES else "is")
+    return f"It {verb} {text(state).replace('_', ' ')}"
+
+
 def ended_sentence(job: Json) -> str:
     """How a job ended, in one line: state, why, how long, and the bill."""
     word = text(job.get("state")).replace("_", " ")

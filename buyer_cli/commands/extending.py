@@ -33,7 +33,7 @@ def extend(caller: Caller, job: str, extra: str) -> int:
 
 
 def _too_late(job_id: str, state: str) -> Complaint:
-    why = f"It is {state.replace('_', ' ')}; only a job that waits or runs can be given more time."
+    why = f"{render.state_sentence(state)}; only a job that waits or runs can be given more time."
     return Complaint("illegal_in_state", f"{job_id} cannot be extended any more.", why, f"bazaar show {job_id}", exit_code=1)
 
 

@@ -53,7 +53,9 @@ def _change(caller: Caller, job: str, event: Callable[[str], Event]) -> int:
 
 
 def _too_late(job_id: str, state: str) -> Complaint:
-    why = f"It is {state}; only what waits in the queue can be changed: the price of a run is locked when it gets its node."
+    why = (
+        f"{render.state_sentence(state)}; only what waits in the queue can be changed: the price of a run is locked when it gets its node."
+    )
     hint = f"bazaar cancel {job_id}, then submit it anew" if state in render.UNFINISHED else f"bazaar show {job_id}"
     return Complaint("illegal_in_state", f"{job_id} does not wait any more.", why, hint, exit_code=1)
 

@@ -7,10 +7,7 @@ market stands is decided by the fold itself. Every message is answered; what is 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from typing import Any, NamedTuple
-
-import msgspec
+from typing import NamedTuple
 
 from events import delegation, gangs
 from events.codec import EVENT_BYTES_MAX, Malformed, decode_event, split_batch
@@ -18,22 +15,17 @@ from events.envelope import ENVELOPE_BYTES_MAX, Envelope, event_hash, open_envel
 from events.fact import Event
 from events.gangs import ranks_from
 from events.identity import SessionKeyAuthorised
-from events.jobs import JobExtended, JobReprioritised, JobSubmitted
-from events.market import EventRefused, PolicyChanged
-from events.nodes import NodeOffered
+from events.jobs import JobSubmitted
+from events.market import EventRefused
 from events.page import Record
 from events.reasons import Refusal
 from events.subjects import intake
-from events.values import Accept, JobKind, OrgRole, Requirements
 from events.wire import Outcome
 from projections.identity import SessionKey
-from projections.job_states import HELD
 from projections.market import Market
-from projections.parties import worst_uusd
 from services.matcher.bounds import too_many
+from services.matcher.checks import CHECKS, Problem, check_submission
 from services.matcher.draft import Draft
-from services.matcher.limits import money_left, priority_max
-from services.matcher.policies import POLICIES
 
 
 class Arrival(NamedTuple):
@@ -41,13 +33,6 @@ class Arrival(NamedTuple):
 
     wallet: str
     data: bytes
-
-
-class Problem(NamedTuple):
-    """Why an event cannot be admitted."""
-
-    refusal: Refusal
-    detail: str = ""
 
 
 class Piece(NamedTuple):
@@ -237,7 +222,7 @@ def _problem_of_gang(market: Market, pieces: list[Piece], number: int) -> tuple[
     if known or first.group_id in market.gangs:
         same = known == ids and all(market.jobs[event.job_id].submitted == event for event in events if isinstance(event, JobSubmitted))
         return None if same else Problem(Refusal.ILLEGAL_IN_STATE, "there is a job or a gang of that id"), events
-    problems = (_check_submission(market, pieces[0].wallet, event, ranks=number) for event in events if isinstance(event, JobSubmitted))
+    problems = (check_submission(market, pieces[0].wallet, event, ranks=number) for event in events if isinstance(event, JobSubmitted))
     return next((problem for problem in problems if problem is not None), None), events
 
 
@@ -267,133 +252,3 @@ def _problem_of(draft: Draft, piece: Piece) -> tuple[Problem | None, Event | Non
     record = Record(draft.market.last_seq + 1, draft.now_ms, event, piece.wallet, piece.key, piece.number, piece.hash)
     refusal = draft.admit(record, piece.body, piece.place)
     return (None, event) if refusal is None else (Problem(refusal), None)
-
-
-def _check_submission(market: Market, wallet: str, event: JobSubmitted, *, ranks: int = 1) -> Problem | None:
-    """Quotas, and requirements that no node could ever meet because they contradict each other."""
-    if event.job_id in market.jobs:
-        return None  # the fold knows whether it is the same one sent again
-    if event.num_nodes != ranks:
-        return Problem(Refusal.INVALID_REQUIREMENT, "the ranks of a gang come one after the other, from 0 on, in one message")
-    problem = _check_requirements(event) or _check_target(market, event)
-    if problem is not None:
-        return problem
-    if event.org_id is not None:
-        org = market.identity.orgs.get(event.org_id)
-        role = None if org is None else org.members.get(wallet)
-        if role is None:
-            return Problem(Refusal.NOT_A_MEMBER)
-        if role is OrgRole.VIEWER:
-            return Problem(Refusal.NOT_A_MEMBER, "a viewer looks, and submits nothing for the organisation")
-    problem = _check_priority(market, wallet, event.org_id, event.priority)
-    if problem is not None:
-        return problem
-    policy = market.policy
-    if event.program.inputs_bytes > policy.inputs_bytes_max:
-        why = f"inputs may have {policy.inputs_bytes_max} bytes and have {event.program.inputs_bytes}"
-        return Problem(Refusal.QUOTA_EXCEEDED, why)
-    if market.queued_of.get(wallet, 0) + ranks > policy.max_queue:
-        has = market.queued_of.get(wallet, 0)
-        more = "" if ranks == 1 else f", which leaves no room for {ranks} ranks"
-        return Problem(Refusal.QUEUE_FULL, f"a wallet may have {policy.max_queue} queued jobs, and this one has {has}{more}")
-    return None
-
-
-def _check_requirements(event: JobSubmitted) -> Problem | None:
-    asked = event.requirements
-    told = None
-    if event.num_nodes == 1 and event.rank:
-        told = "a job that is no gang has no rank but 0"
-    elif asked.sessions is not (event.kind is not JobKind.BATCH):
-        told = "a notebook or container needs a node that serves sessions, and a batch job does not"
-    elif asked.image not in (None, event.program.image):
-        told = "the image asked of the node is not the one that the program names"
-    elif event.kind is JobKind.BATCH and not event.program.argv:
-        told = "there is no command"
-    elif event.kind is JobKind.CONTAINER and not (event.program.argv or event.program.image):
-        told = "a container needs an image or a command"
-    elif (event.program.secrets is None) is not (not event.program.secret_names):
-        told = "the names of secrets and their sealed values do not come together"
-    elif any("\0" in argument for argument in event.program.argv):
-        told = "an argument holds a zero byte"
-    elif asked.num_gpus == 0 and (asked.vram_mib or asked.total_vram_mib or asked.gpu_models):
-        told = "GPU memory or a GPU model is asked for, but no GPU"
-    elif asked.target_cards and (asked.target_node is None or len(set(asked.target_cards)) != asked.num_gpus):
-        told = "the target cards are not as many as the GPUs asked for"
-    elif not all(_is_variant(other, asked) for other in event.variants) or (asked.target_node and event.variants):
-        told = "a variant may differ in cards, cores and memory only, and goes with no target"
-    elif len({msgspec.msgpack.encode(one) for one in (asked, *event.variants)}) <= len(event.variants):
-        told = "two variants are the same"
-    return None if told is None else Problem(Refusal.INVALID_REQUIREMENT, told)
-
-
-VARYING = ("num_gpus", "vram_mib", "total_vram_mib", "gpu_models", "min_cuda", "cores", "memory_mib", "shm_mib")
-"""Fields in which the variants of a job may differ."""
-
-
-def _is_variant(one: Requirements, asked: Requirements) -> bool:
-    if one.num_gpus == 0 and (one.vram_mib or one.total_vram_mib or one.gpu_models):
-        return False
-    return msgspec.structs.replace(one, **{field: getattr(asked, field) for field in VARYING}) == asked
-
-
-def _check_offer(market: Market, wallet: str, event: NodeOffered) -> Problem | None:
-    """A node that takes an organisation's jobs names one that there is, or it would take nobody's."""
-    if event.accept is Accept.ORGANISATION and event.org_id not in market.identity.orgs:
-        return Problem(Refusal.NOT_A_MEMBER, f"there is no organisation {event.org_id or 'named in the offer'}")
-    return None
-
-
-def _check_target(market: Market, event: JobSubmitted) -> Problem | None:
-    target = event.requirements.target_node
-    if target is None:
-        return None
-    node = market.nodes.get(target)
-    if node is None:
-        return Problem(Refusal.UNKNOWN_TARGET, f"no node {target}")
-    there = {card.index for card in node.offer.cards}
-    missing = sorted(set(event.requirements.target_cards) - there)
-    if missing:
-        return Problem(Refusal.UNKNOWN_TARGET, f"node {node.offer.name} has cards {sorted(there)}, not {missing}")
-    return None
-
-
-def _check_priority(market: Market, wallet: str, org_id: str | None, priority: int) -> Problem | None:
-    most = priority_max(market, wallet, org_id)
-    if most is not None and priority > most:
-        why = f"priority {priority} is above {most}, the highest that this wallet or organisation may use: take {most} or less"
-        return Problem(Refusal.QUOTA_EXCEEDED, why)
-    return None
-
-
-def _check_reprioritised(market: Market, wallet: str, event: JobReprioritised) -> Problem | None:
-    job = market.jobs.get(event.job_id)
-    return None if job is None else _check_priority(market, job.buyer, job.submitted.org_id, event.priority)
-
-
-def _check_extension(market: Market, wallet: str, event: JobExtended) -> Problem | None:
-    """A run that may last longer may cost more; its limits hold for that, too."""
-    job = market.jobs.get(event.job_id)
-    if job is None or job.state not in HELD or job.run is None:
-        return None
-    asked, price = job.submitted, job.run.price_uusd_per_gpu_hour
-    after_uusd = worst_uusd(job.timeout_s + event.extra_s, job.requirements.num_gpus, price, job.left_uusd)
-    if after_uusd - job.run.stake.uusd > money_left(market, job.buyer, asked.org_id, market.time_ms):
-        return Problem(Refusal.QUOTA_EXCEEDED, "the longer run may cost more than the wallet or its organisation may still spend")
-    return None
-
-
-def _check_policy(market: Market, wallet: str, event: PolicyChanged) -> Problem | None:
-    if event.policy.name not in POLICIES:
-        return Problem(Refusal.INVALID_REQUIREMENT, f"there is no policy {event.policy.name}; there are {', '.join(POLICIES)}")
-    return None
-
-
-CHECKS: dict[type[Event], Callable[[Market, str, Any], Problem | None]] = {
-    JobSubmitted: _check_submission,
-    NodeOffered: _check_offer,
-    JobReprioritised: _check_reprioritised,
-    JobExtended: _check_extension,
-    PolicyChanged: _check_policy,
-}
-"""What is asked of an event beyond what its fold asks."""

@@ -22,7 +22,7 @@ from projections.jobs import Job
 from projections.market import Market
 from projections.nodes import Node
 from services.matcher.engine import Engine
-from services.matcher.feasibility import Ask, Scene, could_run, obstacle, usd
+from services.matcher.feasibility import CONDITIONS, Ask, Scene, could_run, obstacle, usd
 from services.matcher.relaxations import RELAXATIONS, Tried
 from services.matcher.verdicts import OfferKeys, Verdicts, verdicts
 
@@ -160,7 +160,8 @@ def _on_more_nodes(question: Question, name: str, some: list[Node], others: dict
         there = [node for node in nodes if told.first[node.node_id] >= least]
         return there[: ask.num_nodes] if len(there) >= ask.num_nodes else []
 
-    for at_once in (True, False) if name != "free" else (True,):
+    is_lasting = any(condition.name == name and condition.static for condition in CONDITIONS)
+    for at_once in (True, False) if is_lasting else (True,):  # any other node could run it as it is, and need only be free
         least = _least(changes, partial(enough, at_once=at_once))
         if least is not None:
             yield Advice(least, enough(least, at_once), name, at_once)

@@ -132,6 +132,10 @@ def _fewer_labels(ask: Ask, node: Node) -> Iterator[Tried]:
     yield Tried(_with(ask, node_labels=kept), f"no --node-label {', '.join(dropped)}", 0.5)
 
 
+def _any_card_of_it(ask: Ask, node: Node) -> Iterator[Tried]:
+    yield Tried(_with(ask, target_cards=()), f"--target {node.offer.name} without cards", 0.3)
+
+
 def _shorter(ask: Ask, node: Node) -> Iterator[Tried]:
     """A run that is over before the node is wanted for something else."""
     for span_s in reversed(SPANS_S):
@@ -144,6 +148,8 @@ def _smaller_when_busy(ask: Ask, node: Node) -> Iterator[Tried]:
     """The node would do, but not with what is free of it now."""
     for relax in (_fewer_gpus, _less_vram, _less_total_vram, _fewer_cores, _less_memory):
         yield from relax(ask, node)
+    if ask.requirements.target_cards:
+        yield from _any_card_of_it(ask, node)
 
 
 RELAXATIONS: dict[str, Relax] = {
@@ -161,7 +167,7 @@ RELAXATIONS: dict[str, Relax] = {
     "network": _one("--network none", 1.0, network=Network.NONE),
     "labels": _fewer_labels,
     "target": _one("no --target", 0.5, target_node=None, target_cards=()),
-    "cards": _one("the node alone as --target", 0.3, target_cards=()),
+    "cards": _any_card_of_it,
     "price": _price,
     "free": _smaller_when_busy,
     "maintenance": _shorter,

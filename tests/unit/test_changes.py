@@ -132,6 +132,17 @@ def test_a_limit_is_told_in_a_quote_with_what_it_is_and_how_far_it_is_used() -> 
     )
 
 
+def test_who_wants_a_card_that_is_taken_is_told_of_the_others_of_that_node() -> None:
+    history = History()
+    history.happen(node_offered(gpus=2), job_submitted("other"))
+    [node] = history.market.nodes.values()
+    match = {"job_id": job_id("other"), "attempt": 1, "node_id": node.node_id, "cards": (node.offer.cards[0].uuid,)}
+    history.happen(make(jobs.JobMatched, **match), job_submitted(target_node=node.node_id, target_cards=(0,)))
+    change = why(history.market, history.market.jobs[job_id("job")], Moment(START_MS)).change
+    assert change is not None
+    assert ("--target node without cards", True) == (change.flag, change.at_once)
+
+
 def test_who_is_no_member_is_told_nothing_of_an_organisations_limits() -> None:
     no_card = By(OPERATOR, make(market.LimitChanged, party=ORG, gpus=0))
     state = given(node_offered(gpus=8), make(identity.OrganisationCreated), no_card)

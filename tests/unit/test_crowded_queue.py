@@ -12,7 +12,7 @@ from events.market import LimitChanged, Policy
 from events.reasons import Refusal
 from events.values import Role
 from projections.job_states import JobState
-from services.matcher.admission import CHECKS
+from services.matcher.checks import CHECKS
 from services.matcher.why import Moment, why
 
 __all__ = ["trade"]  # the fixture
@@ -72,7 +72,7 @@ def test_a_wallet_that_queues_too_many_is_told_how_many_it_may_and_the_others_ar
         trade.world.turn(trade.buyer.say(*(job_submitted(f"many{first + number}", num_gpus=8) for number in range(20))))
     trade.world.turn(trade.buyer.say(job_submitted("one more")))
     last = trade.world.outcomes(trade.buyer)[-1]
-    assert (Refusal.QUEUE_FULL, f"a wallet may have {most} queued jobs, and this one has {most}") == (last.reason, last.detail)
+    assert (Refusal.QUEUE_FULL, f"a wallet may have {most} jobs in the queue, and this one has {most}") == (last.reason, last.detail)
     other = party("other", Role.BUYER)
     trade.world.turn(other.hello(), trade.seller.say(trade.offer("node")))
     trade.world.turn(other.say(job_submitted("theirs")))

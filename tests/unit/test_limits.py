@@ -35,7 +35,7 @@ from projections.market import Limit, Market
 from projections.nodes import NodeState, state_at
 from projections.nodes import planned as coming
 from projections.parties import DAY_MS, Party, month_of
-from services.matcher.admission import CHECKS
+from services.matcher.checks import CHECKS
 from services.matcher.limit_words import told
 from services.matcher.limits import NOTHING_UUSD, UNLIMITED_UUSD, price_cap
 from services.matcher.quotes import quote

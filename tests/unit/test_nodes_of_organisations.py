@@ -11,7 +11,7 @@ from events.reasons import Refusal
 from events.values import Accept, Requirements
 from projections.market import Market
 from seller_agent.owner.offers import OfferError, parse_org
-from services.matcher.admission import CHECKS
+from services.matcher.checks import CHECKS
 from services.matcher.feasibility import Ask, Scene, obstacle
 
 

@@ -15,8 +15,8 @@ from events.reasons import Refusal
 from events.values import Requirements
 from events.wire import QuoteRequest
 from projections.market import Market
-from services.matcher.admission import CHECKS
 from services.matcher.answers import sync_job
+from services.matcher.checks import CHECKS
 from services.matcher.quotes import quote
 from services.matcher.why import Moment, why
 
