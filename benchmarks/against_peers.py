@@ -204,7 +204,7 @@ def page(options: argparse.Namespace, figures: Figures, own: dict[str, float], t
             *([told_of["missing"]] if told_of["missing"] else []),
             "## Targets",
             aims_table(against(figures)),
-            *([cpu_words(figures)] if OURS in figures else []),
+            *([cpu_words(figures, os.cpu_count() or 1)] if OURS in figures else []),
             "Without a broker, CPU time of one process. 10,000 nodes and 100,000 queued jobs, each with a price of its own, 1 to 8 GPUs, "
             "five priorities, and a head of the queue that can never run:",
             aims_table(alone(own)),

@@ -107,14 +107,15 @@ CPU = {
 }
 
 
-def cpu_words(figures: Figures) -> str:
-    """Where a drain's processor time goes: with every system on the same cores that is what its speed comes to."""
+def cpu_words(figures: Figures, cores: int) -> str:
+    """Where a drain's processor time goes, and what the cores could drain at most at that price."""
     told = []
     for slots in (8, 64):
         parts = {words: sum(median(figures, OURS, f"cpu {name} drain {slots}") or 0.0 for name in names) for words, names in CPU.items()}
         whole = sum(parts.values())
         listed = ", ".join(f"{words} {spent_us:,.0f}" for words, spent_us in parts.items())
-        told.append(f"on {slots} slots {whole:,.0f} µs of CPU a job ({listed})")
+        most = f", of which {cores} cores could do {cores * 1e6 / whole:,.0f} a second" if whole else ""
+        told.append(f"on {slots} slots {whole:,.0f} µs of CPU a job ({listed}){most}")
     return f"What a drain costs this market: {'; '.join(told)}."
 
 
