@@ -323,7 +323,7 @@ CONDITIONS: tuple[Condition, ...] = (
     Condition("maintenance", _stays, lambda ask: "stays up for the whole timeout", static=False, quiet=True),
     Condition("limit", _within_limits, lambda ask: "within the limits of your wallet and organisation", static=False, quiet=True),
     Condition("free", lambda ask, node, scene: is_free(node, ask.requirements), lambda ask: "free now", static=False),
-    Condition(KEPT, _is_over_in_time, lambda ask: "kept for no job ahead", static=False, quiet=True),
+    Condition(KEPT, _is_over_in_time, lambda ask: "not kept for a job ahead", static=False, quiet=True),
 )
 """Every condition, in the order in which a person is told of them. A job runs on a node when all of them hold."""
 

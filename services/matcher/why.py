@@ -66,6 +66,9 @@ def why(market: Market, job: Job, moment: Moment, keys: OfferKeys | None = None)
     scene, kept = seen_by(market.ranks_of(job)[0], before, scene, keys)
     ask, found, tiers = _nearest_choice(job, scene, nodes, keys)
     cause, text = cause_of(market, job, tiers, moment.now_ms)
+    place = _place(kept, job, found)
+    if cause is Cause.CAPACITY and place is not None and _only_kept(place, found, tiers):
+        text = "what is free for it is kept for a job ahead"
     steps, before_it = [], len(nodes)
     for row, left in zip(found.asked, found.left_after(), strict=True):
         if left < before_it or not row.quiet:
@@ -81,7 +84,7 @@ def why(market: Market, job: Job, moment: Moment, keys: OfferKeys | None = None)
         state=job.state.value,
         time_ms=moment.now_ms,
         summary=_summary(text, position, soonest_s),
-        place_kept=_place(kept, job, found),
+        place_kept=place,
         cause=cause,
         steps=steps,
         tiers={tier.value: tiers[tier] for tier in NEAREST_FIRST if tiers.get(tier)},
@@ -101,6 +104,12 @@ def _place(kept: Kept | None, job: Job, found: Verdicts) -> PlaceKept | None:
     if kept.job_id != job.submitted.job_id and not any(condition and condition.name == KEPT for condition in failing.values()):
         return None
     return PlaceKept(job=kept.job_id, nodes=list(kept.nodes), from_ms=max(kept.nodes.values()))
+
+
+def _only_kept(place: PlaceKept, found: Verdicts, tiers: dict[Nearness, int]) -> bool:
+    """Whether every node that could run the job is free for it and kept for another."""
+    failing = [found.failing(node_id) for node_id in place.nodes if node_id in found.first]
+    return sum(condition is not None and condition.name == KEPT for condition in failing) == tiers.get(Nearness.CAPACITY)
 
 
 def why_in_words(market: Market, job: Job, moment: Moment, keys: OfferKeys) -> str:
@@ -235,7 +244,7 @@ def _line(node: Node, found: Verdicts, ask: Ask, scene: Scene) -> NodeVerdict:
         condition="free" if condition is None else condition.name,
         why=text,
         price_uusd_per_gpu_hour=node.price_uusd_per_gpu_hour,
-        free_in_s=node_free_in_s(node, ask.requirements, scene) if tier is Nearness.CAPACITY else None,
+        free_in_s=node_free_in_s(node, ask.requirements, scene) if condition is not None and condition.name == "free" else None,
     )
 
 
