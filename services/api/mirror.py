@@ -56,10 +56,10 @@ class Batch(NamedTuple):
 class Mirror:
     """The folded market. `on_disk_pages`: up to which page the read model's rows are there already."""
 
-    def __init__(self, follower: Follower, *, log_created: str, on_disk_pages: int, now_ms: int) -> None:
+    def __init__(self, follower: Follower, *, log_created: str, on_disk_pages: int, now_ms: int, standing: Standing | None = None) -> None:
         self.follower = follower
         self.telemetry = Telemetry(now_ms)
-        self.standing = Standing(follower.market)
+        self.standing = Standing(follower.market) if standing is None else standing
         self.hour = remembered(follower.market.jobs)
         self.feed = EventFeed(follower.market.last_seq)
         self.rights = RightsLog()

@@ -22,6 +22,7 @@ from services.api import queries
 from services.api.access import Viewer
 from services.api.mirror import Mirror
 from services.api.problems import ProblemFound, Trouble, bad_query
+from services.api.standing import Standing, oldest_first
 from services.follower import Follower
 from services.matcher.waits import WaitWatch
 
@@ -31,6 +32,8 @@ SLICE_S = 0.02
 PLACES, PER_READER = 4, 2
 """Moments that are read or waited for at once: by all readers, fewer than `rpc.CONCURRENCY`, and by one; all strangers are one."""
 AGAIN_S = 5
+JOBS_AT_ONCE = 1000
+"""So many jobs are put in order before others have their turn."""
 FOLD_S_MAX = 60.0
 """So long one reading may keep the next waiting."""
 
@@ -91,7 +94,8 @@ class Past:
         async with self._turn(viewer):
             follower = await self._fold(until, None)
             market = follower.market
-            mirror = Mirror(follower, log_created="", on_disk_pages=market.pages, now_ms=until.time_ms or market.time_ms)
+            now_ms, standing = until.time_ms or market.time_ms, await _standing(market)
+            mirror = Mirror(follower, log_created="", on_disk_pages=market.pages, now_ms=now_ms, standing=standing)
             mirror.remember_ended()
             self._kept[until] = mirror
             if len(self._kept) > KEPT:
@@ -137,3 +141,13 @@ class Past:
                 await asyncio.sleep(0)
                 began_s = time.monotonic()
         return follower
+
+
+async def _standing(market: Market) -> Standing:
+    """The indexes over a market that stands still, made a few jobs at a time: of a large one they take as long as hundreds of answers."""
+    jobs, standing = oldest_first(market), Standing(market, ())
+    for first in range(0, len(jobs), JOBS_AT_ONCE):
+        for job_id, job in jobs[first : first + JOBS_AT_ONCE]:
+            standing.touch(job_id, job)
+        await asyncio.sleep(0)
+    return standing

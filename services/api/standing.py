@@ -176,14 +176,19 @@ class Queue:
         return (self._ids[key] for key in self._keys)
 
 
-class Standing:
-    """Both indexes over one market."""
+def oldest_first(market: Market) -> list[tuple[str, Job]]:
+    """All jobs by their ids, in the order in which indexes are made of them fastest."""
+    return sorted(market.jobs.items(), key=lambda item: item[1].submitted_seq)
 
-    def __init__(self, market: Market) -> None:
+
+class Standing:
+    """Both indexes over one market. `jobs`: those that they begin with; all, unless the caller adds them a few at a time."""
+
+    def __init__(self, market: Market, jobs: Iterable[tuple[str, Job]] | None = None) -> None:
         self._market = market
         self.unfinished = Unfinished()
         self.queue = Queue()
-        for job_id, job in sorted(market.jobs.items(), key=lambda item: item[1].submitted_seq):
+        for job_id, job in oldest_first(market) if jobs is None else jobs:
             self.touch(job_id, job)
 
     def touch(self, job_id: str, job: Job | None) -> None:

@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import msgspec
+import pytest
 from integration.broker_env import login, world
 from integration.test_api import ApiProcess, Party, Scribe, a_job, api, scribe
 
@@ -18,6 +19,7 @@ from events.market import MatchingPaused, MatchingResumed
 from events.nodes import NodeRepriced
 from events.values import Role
 from events.why import WhyAnswer, WhyRequest
+from services.api import past
 
 __all__ = ["api", "scribe", "world"]
 
@@ -132,3 +134,16 @@ async def test_a_price_that_was_raised_shows_in_the_wait(scribe: Scribe, api: Ap
     await scribe.say(scribe.buyer, JobRepriced(job_id=poor.job_id, max_price_uusd_per_gpu_hour=500_000))
     told = (await api.at(f"/v1/jobs/{poor.job_id}/why?waits=true", scribe.market.last_seq)).json
     assert ("matched", "price") == (told["state"], told["waits"][0]["cause"])
+
+
+async def test_the_present_as_a_past_moment_is_the_present(scribe: Scribe, api: ApiProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Indexes that are made a few jobs at a time are those that were kept in step."""
+    monkeypatch.setattr(past, "JOBS_AT_ONCE", 2)
+    await scribe.offer()
+    for number, priority in enumerate((50, 75, 25, 75, 50)):
+        await scribe.say(scribe.buyer, msgspec.structs.replace(a_job(f"job {number}", gpus=2), priority=priority))
+    seq = scribe.market.last_seq
+    for path in ("/v1/queue", "/v1/jobs", "/v1/stats", "/v1/jobs?state=queued"):
+        live = (await api.at(path, seq)).json
+        assert live == (await api.get(f"{path}{'&' if '?' in path else '?'}as_of={seq}")).json, path
+    assert ["job 1", "job 3", "job 4", "job 2"] == [job["name"] for job in (await api.get(f"/v1/queue?as_of={seq}")).json["queued"]]
