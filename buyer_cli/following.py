@@ -254,6 +254,8 @@ def quote_request(order: JobSubmitted, *, submitted: bool) -> QuoteRequest:
         variants=order.variants,
         max_price_uusd_per_gpu_hour=order.max_price_uusd_per_gpu_hour,
         max_total_uusd=order.max_total_uusd,
+        priority=order.priority,
+        estimate_s=order.estimate_s,
         timeout_s=order.timeout_s,
         org_id=order.org_id,
         job_id=order.job_id if submitted else None,

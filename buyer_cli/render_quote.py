@@ -63,6 +63,8 @@ def waiting_sentence(quote: QuoteAnswer) -> str:
         parts.append(f"{count(quote.queue_position, 'job')} before it")
     if quote.free_now:
         parts.append(f"{count(quote.free_now, 'node')} free for it")
+    elif is_kept(quote):
+        parts.append(KEPT_WORDS)
     elif quote.could_run and quote.steps and quote.steps[-1].condition == "nodes":
         parts.append(text(quote.steps[-1].asked))
     elif quote.could_run:
@@ -110,4 +112,14 @@ def places_sentence(quote: QuoteAnswer) -> str:
         return f"{nodes} could run it, {quote.free_now} free now"
     if limit_sentence(quote):
         return f"{nodes} could run it, but {limit_sentence(quote)}"
+    if is_kept(quote):
+        return f"{nodes} could run it; {KEPT_WORDS}"
     return f"{nodes} could run it, none free now{free_in(quote)}"
+
+
+KEPT_WORDS = "what is free is kept for a job ahead of it, and only a job that is over in time may pass"
+
+
+def is_kept(quote: QuoteAnswer) -> bool:
+    """Whether a place that is free is kept for another job."""
+    return not quote.free_now and any(step.condition == "kept" and step.nodes == 0 for step in quote.steps)

@@ -14,7 +14,7 @@ from events.codec import HOSTILE_DECODE_ERRORS, Malformed
 from events.jobs import JobSubmitted
 from events.market import Policy
 from events.reasons import Refusal
-from events.values import Attempt, BlobRef, Bytes, JobId, Mib, NodeId, Requirements, Seq, Sha256
+from events.values import DEFAULT_PRIORITY, Attempt, BlobRef, Bytes, JobId, Mib, NodeId, Requirements, Seq, Sha256
 
 T = TypeVar("T")
 
@@ -259,6 +259,8 @@ class QuoteRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """What would do as well; the answer is about the nearest of all."""
     max_price_uusd_per_gpu_hour: int | None = None
     max_total_uusd: int | None = None
+    priority: int = DEFAULT_PRIORITY
+    estimate_s: int | None = None
     timeout_s: int = 3600
     org_id: str | None = None
     job_id: JobId | None = None
@@ -294,7 +296,7 @@ class QuoteOffer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class QuoteAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The answer to `rpc.quote` and `/v1/quotes`, from the matcher's own conditions."""
+    """The answer to `rpc.quote` and `/v1/quotes`, from the matcher's own conditions. `change`: the smallest that would help, in words."""
 
     as_of_seq: int
     steps: tuple[QuoteStep, ...] = ()
@@ -315,7 +317,6 @@ class QuoteAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     variant: int = 0
     """Which of the buyer's choices this is about: 0 the requirements, from 1 a variant."""
     change: str = ""
-    """When nobody could run it: the smallest change of it after which somebody could, for a person."""
     failure: Failure | None = None
 
 

@@ -35,7 +35,8 @@ def quoted(mirror: Mirror, request: QuoteRequest, viewer: Viewer, now_ms: int) -
         request = msgspec.structs.replace(request, job_id=None)
     suspects = mirror.telemetry.suspects(market.nodes, market.policy.suspect_s, now_ms)
     position = None if request.job_id is None else mirror.standing.queue.position(request.job_id)
-    return quote(market, request, viewer.wallet or "", now_ms, suspects, known=Known(mirror.offer_keys, position))
+    first = (market.jobs[name] for name in mirror.standing.queue.in_order() if name in market.jobs)
+    return quote(market, request, viewer.wallet or "", now_ms, suspects, known=Known(mirror.offer_keys, position, first))
 
 
 def quote_view(answer: QuoteAnswer) -> QuoteView:

@@ -5,8 +5,9 @@ What nodes say comes from `verdicts.py`, as in an answer to why a job waits; so 
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from heapq import nsmallest
+from itertools import islice, takewhile
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -17,13 +18,15 @@ from events.values import Card, JobId, Program, Requirements, Wallet, charge_uus
 from events.wire import QuoteAnswer, QuoteOffer, QuoteRequest, QuoteStep
 from projections import jobs
 from projections.job_states import QUEUED
+from projections.jobs import Job
 from projections.market import Market
 from projections.nodes import Allocation, Node, NodeState, free_cards
 from services.matcher.changes import Question, smallest_change
 from services.matcher.feasibility import CONDITIONS, Ask, Scene, choose, is_free, obstacle, usd
+from services.matcher.kept_now import JOBS_MAX, seen_by
 from services.matcher.limit_words import told_of
 from services.matcher.limits import UNLIMITED_UUSD, price_cap
-from services.matcher.policies import order_key
+from services.matcher.policies import order_key, row_of
 from services.matcher.shortfalls import shortfall
 from services.matcher.verdicts import LIMIT, OfferKeys, Verdicts, verdicts
 
@@ -49,6 +52,8 @@ class Known(NamedTuple):
 
     keys: OfferKeys | None = None
     position: int | None = None
+    first: Iterable[Job] = ()
+    """The first of the queued jobs, in the policy's order: a place may be kept for one of them."""
 
 
 NOTHING = Known()
@@ -64,16 +69,36 @@ def quote(
         request = msgspec.structs.replace(request, org_id=None)
     keys = OfferKeys() if known.keys is None else known.keys
     keys.sweep(len(market.nodes))
-    scene, best = Scene(market, now_ms, suspects), None
+    scene = Scene(market, now_ms, suspects)
+    best = _nearest_of(request, buyer, scene, keys)
+    if best.free_now:
+        job = _job_of(request, buyer, scene)
+        before = _before(job, market, known.first)
+        seen = seen_by(job, before, scene, keys)[0] if before else scene
+        best = _nearest_of(request, buyer, seen, keys) if seen.kept else best
+    if request.job_id is None:
+        return best
+    position = queue_position(market, request.job_id) if known.position is None else known.position
+    return msgspec.structs.replace(best, queue_position=position)
+
+
+def _before(job: Job, market: Market, first: Iterable[Job]) -> list[Job]:
+    """Those of the first queued jobs that the policy places before this one."""
+    policy = market.policy
+    if row_of(policy).by_share and not {job.buyer, job.submitted.org_id or job.buyer} <= market.parties.keys():
+        return []  # who never had anything goes first
+    own = order_key(job, policy, market)
+    return list(takewhile(lambda other: order_key(other, policy, market) < own, islice(first, JOBS_MAX)))
+
+
+def _nearest_of(request: QuoteRequest, buyer: Wallet, scene: Scene, keys: OfferKeys) -> QuoteAnswer:
+    best: QuoteAnswer | None = None
     for variant, requirements in enumerate((request.requirements, *request.variants)):
         found = _quote_one(msgspec.structs.replace(request, requirements=requirements), buyer, scene, keys)
         if best is None or _nearness(found) < _nearness(best):
             best = msgspec.structs.replace(found, variant=variant) if variant else found
     assert best is not None
-    if request.job_id is None:
-        return best
-    position = queue_position(market, request.job_id) if known.position is None else known.position
-    return msgspec.structs.replace(best, queue_position=position)
+    return best
 
 
 def _nearness(answer: QuoteAnswer) -> tuple[bool, bool, int]:
@@ -109,7 +134,9 @@ def _quote_one(request: QuoteRequest, buyer: Wallet, scene: Scene, keys: OfferKe
         price_from_uusd=None
         if failing is not None
         else sum(charge_uusd(lasts_ms, requirements.num_gpus, node.price_uusd_per_gpu_hour) for node in able[:needed]),
-        change=_change(request, ask, scene, found.verdicts, keys) if failing is not None and not request.variants else "",
+        change=_change(request, ask, scene, found.verdicts, keys)
+        if (failing is not None or (scene.kept and free < needed)) and not request.variants
+        else "",
     )
 
 
@@ -169,20 +196,31 @@ def limit_of(ask: Ask, scene: Scene) -> int:
 
 def _change(request: QuoteRequest, ask: Ask, scene: Scene, found: Verdicts, keys: OfferKeys) -> str:
     """The smallest change that makes somebody able to run it, for a person; empty when no single one does."""
+    job = _job_of(request, ask.buyer or "", scene)
+    change = smallest_change(Question(job, ask, scene, ()), found, keys)
+    return "" if change is None else f"{change.flag}: then {change.name} at {usd(change.price_uusd_per_gpu_hour)} per GPU-hour"
+
+
+def _job_of(request: QuoteRequest, buyer: Wallet, scene: Scene) -> Job:
+    """The job that is asked about: the queued one, or one as it would be, submitted now."""
+    queued = scene.market.jobs.get(request.job_id or "")
+    if queued is not None and queued.state is QUEUED:
+        return queued
     asked = JobSubmitted(
         job_id="quoted",
         name="quoted",
-        requirements=ask.requirements,
+        requirements=request.requirements,
+        variants=request.variants,
         program=Program(),
         timeout_s=request.timeout_s,
-        max_price_uusd_per_gpu_hour=ask.max_price_uusd_per_gpu_hour,
-        num_nodes=ask.num_nodes,
-        group_id="quoted" if ask.num_nodes > 1 else None,
-        org_id=ask.org_id,
+        estimate_s=request.estimate_s,
+        max_price_uusd_per_gpu_hour=request.max_price_uusd_per_gpu_hour,
+        priority=request.priority,
+        num_nodes=request.num_nodes,
+        group_id="quoted" if request.num_nodes > 1 else None,
+        org_id=request.org_id,
     )
-    job = jobs.submit(asked, ask.buyer or "", scene.market.last_seq + 1, scene.now_ms)
-    change = smallest_change(Question(job, ask, scene, ()), found, keys)
-    return "" if change is None else f"{change.flag}: then {change.name} at {usd(change.price_uusd_per_gpu_hour)} per GPU-hour"
+    return jobs.submit(asked, buyer, scene.market.last_seq + 1, scene.now_ms)
 
 
 def queue_position(market: Market, job_id: JobId) -> int | None:
@@ -197,9 +235,11 @@ def queue_position(market: Market, job_id: JobId) -> int | None:
 
 def free_in_s(found: Funnel, ask: Ask, scene: Scene) -> int | None:
     """When the first of these nodes has room at the latest, by the timeouts of what runs there and the end of its maintenance; 0 when one
-    has, but is silent. None when nobody can tell: a limit is in the way. Looks closely only at nodes that may be the first."""
+    has, but is silent. None when nobody can tell: a limit is in the way, or the place is kept for another. Looks closely only at nodes
+    that may be the first."""
     cap, best = limit_of(ask, scene), None
-    bounds = [(_at_least_ms(node, found.verdicts, ask, scene), node) for node in found.could_run if node.price_uusd_per_gpu_hour <= cap]
+    able = [node for node in found.could_run if node.price_uusd_per_gpu_hour <= cap and node.node_id not in scene.kept]
+    bounds = [(_at_least_ms(node, found.verdicts, ask, scene), node) for node in able]
     bounds.sort(key=lambda one: one[0])
     for least_ms, node in bounds:
         least_s = -(-(least_ms - scene.now_ms) // 1000)

@@ -21,11 +21,12 @@ from builders import (
     node_offered,
 )
 
+from buyer_cli.render_quote import places_sentence
 from events import jobs, market
 from events.values import Accept, Requirements
 from events.wire import QuoteAnswer, QuoteRequest
 from projections.market import Market
-from services.matcher.quotes import quote
+from services.matcher.quotes import Known, quote
 
 HOUR_S = 3600
 
@@ -149,3 +150,29 @@ def test_the_place_of_a_queued_job_is_how_many_the_policy_would_place_first() ->
 
 def test_a_paused_market_says_so() -> None:
     assert ask(given(node_offered(), By(OPERATOR, make(market.MatchingPaused)))).paused
+
+
+def test_a_place_that_is_kept_for_a_job_ahead_is_not_promised_and_a_shorter_run_is() -> None:
+    history = History()
+    history.happen(node_offered(gpus=2), job_submitted("short", timeout_s=3600))
+    running(history, "short")
+    history.happen(job_submitted("head", num_gpus=2))
+    state, head = history.market, job_id("head")
+
+    def told(timeout_s: int, priority: int = 50) -> QuoteAnswer:
+        request = QuoteRequest(timeout_s=timeout_s, priority=priority)
+        return quote(state, request, BUYER, START_MS, known=Known(first=[state.jobs[head]]))
+
+    answer = told(7200)
+    assert (1, 0, None, None, "kept") == (answer.could_run, answer.free_now, answer.failing, answer.free_in_s, answer.steps[-1].condition)
+    assert answer.change.startswith("--timeout"), answer.change
+    assert 1 == told(600).free_now
+    assert 1 == told(7200, priority=100).free_now, "nothing is kept from who goes first"
+    assert "kept for a job ahead of it" in places_sentence(answer)
+
+
+def test_whoever_never_had_a_job_gets_a_quote_under_every_policy() -> None:
+    for name in ("priority", "fcfs", "sjf", "fair-share", "least-backlog"):
+        state = given(node_offered(), job_submitted("head", num_gpus=2), policy=market.Policy(name=name))
+        answer = quote(state, QuoteRequest(), OPERATOR, START_MS, known=Known(first=state.jobs.values()))
+        assert 1 == answer.free_now
