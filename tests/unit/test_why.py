@@ -102,6 +102,31 @@ def test_a_silent_node_is_told_as_silent() -> None:
     assert [("responding", Nearness.AWAY)] == [(one.condition, one.tier) for one in answer.nodes]
 
 
+def kept_for_large() -> Market:
+    """One card of two is free, and kept for a job that needs both."""
+    state = given(node_offered("both", gpus=2), job_submitted("long", timeout_s=9000))
+    history = History(state)
+    history.happen(matched(state, "long", "both"), job_submitted("large", num_gpus=2), job_submitted("small", timeout_s=10_800))
+    return history.market
+
+
+def test_the_head_hears_where_and_when_its_place_is() -> None:
+    answer = ask(kept_for_large(), "large")
+    assert answer.place_kept is not None
+    assert (job_id("large"), [node_offered("both").node_id]) == (answer.place_kept.job, answer.place_kept.nodes)
+    assert START_MS < answer.place_kept.from_ms <= START_MS + 9_000_000 + 1000
+
+
+def test_who_may_not_pass_hears_for_whom_the_place_is_and_what_would_let_it_pass() -> None:
+    answer = ask(kept_for_large(), "small")
+    assert answer.place_kept is not None and job_id("large") == answer.place_kept.job
+    assert [("kept", Nearness.CAPACITY)] == [(one.condition, one.tier) for one in answer.nodes]
+    assert job_id("large") in answer.nodes[0].why and "150 min" in answer.nodes[0].why
+    assert "It waits: what is free for it is kept for a job ahead; 1 job is before it." == answer.summary
+    assert answer.change is not None
+    assert ("--timeout 2h", True) == (answer.change.flag, answer.change.at_once)
+
+
 def test_who_is_before_it_and_why() -> None:
     state = given(job_submitted("early"), Later(90_000), job_submitted("urgent", priority=100), job_submitted())
     answer = ask(state)
