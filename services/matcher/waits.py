@@ -117,7 +117,7 @@ class WaitWatch:
         nodes = []
         for node_id in node_ids:
             node = market.nodes.get(node_id)
-            if node is None or node.state is NodeState.WITHDRAWN:
+            if node is None or (node.state is NodeState.WITHDRAWN and node_id != asks[0].requirements.target_node):
                 self._tiers.pop(node_id, None)
                 continue
             nodes.append(node)

@@ -60,7 +60,7 @@ def why(market: Market, job: Job, moment: Moment, keys: OfferKeys | None = None)
         return _not_queued(market, job, moment)
     keys = OfferKeys() if keys is None else keys
     scene = Scene(market, moment.now_ms, moment.suspects)
-    nodes = [node for node in market.nodes.values() if node.state is not NodeState.WITHDRAWN]
+    nodes = nodes_for(market, job)
     keys.sweep(len(nodes))
     position, before = _before(market, job, moment)
     scene, kept = seen_by(market.ranks_of(job)[0], before, scene, keys)
@@ -112,10 +112,16 @@ def _only_kept(place: PlaceKept, found: Verdicts, tiers: dict[Nearness, int]) ->
     return sum(condition is not None and condition.name == KEPT for condition in failing) == tiers.get(Nearness.CAPACITY)
 
 
+def nodes_for(market: Market, job: Job) -> list[Node]:
+    """Nodes to speak of: those on the market, and the job's target wherever that is."""
+    target = job.submitted.requirements.target_node
+    return [node for node in market.nodes.values() if node.state is not NodeState.WITHDRAWN or node.node_id == target]
+
+
 def why_in_words(market: Market, job: Job, moment: Moment, keys: OfferKeys) -> str:
     """What a queued job waits for, in one line, and nothing else."""
     scene = Scene(market, moment.now_ms, moment.suspects)
-    nodes = [node for node in market.nodes.values() if node.state is not NodeState.WITHDRAWN]
+    nodes = nodes_for(market, job)
     return cause_of(market, job, _nearest_choice(job, scene, nodes, keys)[2], moment.now_ms)[1]
 
 

@@ -16,14 +16,13 @@ from projections.arbiter import apply
 from projections.job_states import CLAIMED, HELD, MATCHED, QUEUED
 from projections.jobs import Job
 from projections.market import Market
-from projections.nodes import NodeState
 from services.matcher import kept_now as kept_now_module
 from services.matcher.changes import Question, advice, as_changed
 from services.matcher.feasibility import CONDITIONS, Scene, ask_of, could_run, obstacle
 from services.matcher.kept_now import kept_now, seen_by
 from services.matcher.verdicts import LIMIT, OfferKeys, verdicts
 from services.matcher.waits import WaitWatch
-from services.matcher.why import Moment, why
+from services.matcher.why import Moment, nodes_for, why
 
 WORLDS = settings.default.max_examples * 10 // 3
 ABOUT_NODES = tuple(condition for condition in CONDITIONS if condition.name != LIMIT)
@@ -65,7 +64,7 @@ def test_a_job_that_waits_while_a_node_is_free_for_it_is_held_back_by_the_market
             assert answer.cause in (Cause.PAUSED, Cause.RETRY, Cause.MARKET_FULL, Cause.LIMIT, Cause.SILENT)
         if answer.cause is Cause.SILENT and job.submitted.num_nodes == 1:
             assert is_held_back(world, job)
-        assert sum(answer.tiers.values()) == sum(node.state is not NodeState.WITHDRAWN for node in world.market.nodes.values())
+        assert sum(answer.tiers.values()) == len(nodes_for(world.market, job))
 
 
 def is_held_back(world: World, job: Job) -> bool:

@@ -195,9 +195,7 @@ def test_a_quote_speaks_of_a_limit_only_where_it_takes_something_away() -> None:
     answer = quote(desk.market, request, BUYER, desk.now_ms)
     assert ("limit", 0) in [(step.condition, step.nodes) for step in answer.steps]
     assert (1, 0, None, None) == (answer.could_run, answer.free_now, answer.failing, answer.free_in_s)
-    assert "your wallet may have no GPU; only the operator can change that" == waiting_sentence(
-        answer
-    )
+    assert "your wallet may have no GPU; only the operator can change that" == waiting_sentence(answer)
 
 
 # Maintenance.

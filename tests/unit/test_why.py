@@ -274,3 +274,13 @@ def test_the_wait_of_a_job_that_would_take_several_things_goes_by_the_nearest() 
     two = Requirements(num_gpus=2)
     history.happen(job_submitted(vram_mib=80_000, variants=(two,)), Later(1000))
     assert [(Cause.CAPACITY, 1000)] == [(wait.cause, wait.until_ms - wait.from_ms) for wait in watch(history)]
+
+
+def test_a_job_whose_target_was_taken_off_the_market_waits_for_it_and_says_so() -> None:
+    history = History()
+    history.happen(node_offered(), node_offered("other"))
+    node_id = node_offered().node_id
+    history.happen(job_submitted(target_node=node_id), make(nodes.NodeWithdrawn, node_id=node_id))
+    answer = ask(history.market)
+    assert (Cause.AWAY, "its owner took it off the market") == (answer.cause, answer.nodes[0].why)
+    assert answer.change is not None and "no --target" == answer.change.flag
