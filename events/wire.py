@@ -190,7 +190,7 @@ class SyncAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The key for sealing secrets (ed25519 public), whose other half only the file gateway has; empty: this market takes none."""
 
 
-class BeatLease(msgspec.Struct, frozen=True, array_like=True):
+class BeatLease(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One allocation that the node still holds, with what is going on."""
 
     job_id: JobId
@@ -205,7 +205,7 @@ class BeatLease(msgspec.Struct, frozen=True, array_like=True):
     """What will end the run soon, and when, in words for its buyer; empty: nothing."""
 
 
-class BeatCard(msgspec.Struct, frozen=True, array_like=True):
+class BeatCard(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Live readings of one card; -1: unknown."""
 
     uuid: Annotated[str, Meta(max_length=64)]
@@ -222,7 +222,7 @@ class BeatCard(msgspec.Struct, frozen=True, array_like=True):
     """Why it is not healthy, in words."""
 
 
-class Beat(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Beat(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """`rpc.beat`, every 5 s from each node."""
 
     node_id: NodeId
@@ -320,7 +320,7 @@ class QuoteAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     failure: Failure | None = None
 
 
-class BeatView(msgspec.Struct, frozen=True, kw_only=True):
+class BeatView(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What the matcher passes on of a beat, on `live.beats` inside MARKET, for the read model: telemetry, never truth."""
 
     beat: Beat
