@@ -26,7 +26,7 @@ from events.outbox import Outbox, lane_name
 from events.reasons import Refusal
 from events.sender import Sender
 from events.session import Session
-from events.stepping import end_all, start_now
+from events.stepping import end_all
 from events.ticket import Ticket
 from events.wire import FilesAnswer, FilesRequest, Hello, LiveFrame, Outcome, OutputAnswer, OutputFrame, SyncAnswer, SyncRequest, Tick
 
@@ -258,7 +258,7 @@ class MarketClient:
     def _publish(self, data: bytes) -> bool:
         """Send to the intake without waiting for anything, also not for the broker's acknowledgement: the answer is what counts."""
         try:
-            start_now(self.connection.publish(self._intake, data), self._loop)
+            self.connection.publish_now(self._intake, data)  # the window bounds what can lie in the socket's buffer
         except MarketUnreachable:
             return False
         return True

@@ -240,7 +240,7 @@ class Matcher:
         heard = [beat for beat, _ in beats]
         closed, told = turn(self.market, [arrival for arrival, _ in taken], heard, self._now_ms(), self.memory)
         await self._append(closed)
-        await self._tell(closed, told)
+        self._tell(closed, told)
         await self._respond([question for _, question in beats], [wire.encode(answer) for answer in told.beats])
         await self._answer_questions()
         if taken:
@@ -297,14 +297,12 @@ class Matcher:
                 log.warning("the ledger does not answer; trying again", why=error.why or str(error))
         raise LogUnavailable("stopped before the last page was known to be durable")
 
-    async def _tell(self, closed: list[Closed], told: Answers) -> None:
-        connection = self._connection
+    def _tell(self, closed: list[Closed], told: Answers) -> None:
+        """Written at once: somebody waits for each of them. The next turn waits for the broker, so they cannot pile up."""
         with suppress(MarketUnreachable):
-            for page in closed:
-                for wallet, frame in page.frames:
-                    await connection.publish(live(wallet, self._live_token(wallet)), wire.encode(frame))
-            for wallet, frame in told.frames:
-                await connection.publish(live(wallet, self._live_token(wallet)), wire.encode(frame))
+            for frames in (*(page.frames for page in closed), told.frames):
+                for wallet, frame in frames:
+                    self._connection.publish_now(live(wallet, self._live_token(wallet)), wire.encode(frame))
 
     async def _respond(self, questions: list[Message], answered: list[bytes]) -> None:
         with suppress(MarketUnreachable):
