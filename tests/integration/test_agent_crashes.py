@@ -172,7 +172,7 @@ async def test_a_matcher_that_restarts_during_a_run_is_not_noticed_by_the_job(
 
 async def test_the_first_signal_leaves_in_order_and_the_second_at_once(nodes: NodeWorld, seller: SellerProcess, tmp_path: Path) -> None:
     mark = tmp_path / "mark"
-    job_id = await nodes.submit("sh", "-c", 'trap "" TERM; ' + SCRIPT % (LINES, 0.05), env={"MARK": str(mark)})
+    job_id = await nodes.submit("sh", "-c", 'trap "" TERM; ' + SCRIPT % (100_000, 0.05), env={"MARK": str(mark)})
     await until(lambda: marked(mark), "the program runs")
     assert seller.process is not None
     seller.process.send_signal(signal.SIGTERM)
