@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from events.values import charge_uusd
+from events.values import Requirements, charge_uusd
 from events.why import Change
 from projections.jobs import Job
 from projections.market import Market
@@ -89,7 +89,7 @@ def _rank(advice: Advice) -> tuple[Any, ...]:
 def _for_one(question: Question, found: Verdicts, keys: OfferKeys) -> Iterator[Advice]:
     """What would make one node do."""
     ask, scene = question.ask, question.scene
-    for name, node in _candidates(scene.market, found, keys):
+    for name, node in _candidates(scene.market, ask.requirements, found, keys):
         for tried in RELAXATIONS[name](ask, node):
             at_once = obstacle(tried.ask, node, scene) is None
             if at_once or (_is_static(found, name) and could_run(tried.ask, node, scene)):
@@ -101,14 +101,17 @@ def _is_static(found: Verdicts, name: str) -> bool:
     return any(condition.name == name and condition.static for condition in found.asked)
 
 
-def _candidates(market: Market, found: Verdicts, keys: OfferKeys) -> Iterator[tuple[str, Node]]:
+def _candidates(market: Market, asked: Requirements, found: Verdicts, keys: OfferKeys) -> Iterator[tuple[str, Node]]:
     """Nodes worth a try, each with what it fails first: of every kind of offer the cheapest, those with something free before others."""
     kinds: dict[tuple[str, object, bool], Node] = {}
+    sized = {"cores", "memory", "free"}
     for node_id, at in found.first.items():
         if at >= len(found.asked) or found.asked[at].name not in RELAXATIONS:
             continue
         node = market.nodes[node_id]
-        kind = (found.asked[at].name, keys.of(node), bool(node.allocations))
+        name, offer = found.asked[at].name, node.offer
+        room = (offer.cores, offer.memory_mib) if name in sized else (offer.cores >= asked.cores, offer.memory_mib >= asked.memory_mib)
+        kind = (name, (keys.of(node), room), bool(node.allocations))
         known = kinds.get(kind)
         if known is None or (node.price_uusd_per_gpu_hour, node_id) < (known.price_uusd_per_gpu_hour, known.node_id):
             kinds[kind] = node

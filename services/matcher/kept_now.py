@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from heapq import nsmallest
-from itertools import islice
 
 from projections.job_states import HELD
 from projections.jobs import Job
@@ -17,8 +16,8 @@ from services.matcher.node_index import door_of
 from services.matcher.policies import Rank, rank
 from services.matcher.verdicts import OfferKeys, verdicts
 
-JOBS_MAX = 20
-"""So many of the first jobs are looked at; if none of them could run, nothing is known."""
+ASKED_MAX = 3
+"""For so many of the first jobs nodes are asked, those aside that ask for more than any node has; if none could run, nothing is known."""
 
 
 def kept_now(queued: Iterable[Job], scene: Scene, keys: OfferKeys) -> Kept | None:
@@ -26,11 +25,18 @@ def kept_now(queued: Iterable[Job], scene: Scene, keys: OfferKeys) -> Kept | Non
     not wait, or nothing is kept."""
     if not scene.market.policy.keep_place:
         return None
-    for job in islice(queued, JOBS_MAX):
+    left = ASKED_MAX
+    for job in queued:
         number = job.submitted.num_nodes
         if job.not_before_ms > scene.now_ms or (number > 1 and not _may_start(job, scene)):
             continue
-        able = [(ask, *_able(ask, scene, keys)) for ask in asks_as_one(scene.market, job)]
+        asks = [ask for ask in asks_as_one(scene.market, job) if not keys.is_too_much(ask.requirements)]
+        if not asks:
+            continue
+        if left == 0:
+            return None
+        left -= 1
+        able = [(ask, *_able(ask, scene, keys)) for ask in asks]
         if any(free >= number for _, _, free in able):
             return None
         if any(len(nodes) >= number for _, nodes, _ in able):

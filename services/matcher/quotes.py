@@ -23,13 +23,15 @@ from projections.market import Market
 from projections.nodes import Allocation, Node, NodeState, free_cards
 from services.matcher.changes import Question, smallest_change
 from services.matcher.feasibility import CONDITIONS, Ask, Scene, choose, is_free, obstacle, usd
-from services.matcher.kept_now import JOBS_MAX, seen_by
+from services.matcher.kept_now import seen_by
 from services.matcher.limit_words import told_of
 from services.matcher.limits import UNLIMITED_UUSD, price_cap
 from services.matcher.policies import order_key, row_of
 from services.matcher.shortfalls import shortfall
 from services.matcher.verdicts import LIMIT, OfferKeys, Verdicts, verdicts
 
+BEFORE_MAX = 200
+"""So many of the first queued jobs are looked at for one that a place is kept for."""
 OFFERS_MAX = 20
 CHEAPEST_FIRST = attrgetter("price_uusd_per_gpu_hour", "node_id")
 STAYS = next(condition for condition in CONDITIONS if condition.name == "maintenance")
@@ -88,7 +90,7 @@ def _before(job: Job, market: Market, first: Iterable[Job]) -> list[Job]:
     if row_of(policy).by_share and not {job.buyer, job.submitted.org_id or job.buyer} <= market.parties.keys():
         return []  # who never had anything goes first
     own = order_key(job, policy, market)
-    return list(takewhile(lambda other: order_key(other, policy, market) < own, islice(first, JOBS_MAX)))
+    return list(takewhile(lambda other: order_key(other, policy, market) < own, islice(first, BEFORE_MAX)))
 
 
 def _nearest_of(request: QuoteRequest, buyer: Wallet, scene: Scene, keys: OfferKeys) -> QuoteAnswer:

@@ -56,6 +56,10 @@ def _free(ask: Ask, node: Node, scene: Scene) -> str:
     wanted, free = ask.requirements.num_gpus, len(free_cards(node))
     held = list(dict.fromkeys(allocation.job_id for allocation in node.allocations.values()))
     holders = _count(len(held), "job") + f" on it ({', '.join(held[:2])}{', ...' if len(held) > 2 else ''})"
+    targets = ask.requirements.target_cards
+    taken = [card.index for card in node.offer.cards if card.index in targets and card.uuid in node.taken]
+    if taken:
+        return f"{'card' if len(taken) == 1 else 'cards'} {', '.join(map(str, taken))} of it taken, {holders}"
     if wanted and free < wanted:
         return f"{free} of its {_count(len(node.offer.cards), 'card')} free, {holders}"
     if node.offer.cores - node.cores_taken < ask.requirements.cores:

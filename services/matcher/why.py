@@ -63,8 +63,10 @@ def why(market: Market, job: Job, moment: Moment, keys: OfferKeys | None = None)
     nodes = nodes_for(market, job)
     keys.sweep(len(nodes))
     position, before = _before(market, job, moment)
-    scene, kept = seen_by(market.ranks_of(job)[0], before, scene, keys)
     ask, found, tiers = _nearest_choice(job, scene, nodes, keys)
+    scene, kept = seen_by(market.ranks_of(job)[0], before, scene, keys)
+    if scene.kept:
+        ask, found, tiers = _nearest_choice(job, scene, nodes, keys)
     cause, text = cause_of(market, job, tiers, moment.now_ms)
     place = _place(kept, job, found)
     if cause is Cause.CAPACITY and place is not None and _only_kept(place, found, tiers):
@@ -150,7 +152,7 @@ def cause_of(market: Market, job: Job, tiers: dict[Nearness, int], now_ms: int) 
         return Cause.RETRY, f"the last attempt failed; the next one begins in {left_s} s at the earliest"
     most = market.policy.max_concurrent
     if most is not None and sum(market.states.get(state, 0) for state in HELD) >= most:
-        return Cause.MARKET_FULL, f"the market runs {most} jobs at once, and so many run"
+        return Cause.MARKET_FULL, f"the market runs {'1 job' if most == 1 else f'{most} jobs'} at once, and so many run"
     limit = told(market, job, now_ms)
     if limit and (tiers.get(Nearness.FREE) or cap_for(market, job, now_ms) < 0):
         return Cause.LIMIT, limit

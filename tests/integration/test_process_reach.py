@@ -133,6 +133,33 @@ async def test_a_shell_ends_with_the_run_and_none_begins_after(bench: Bench) -> 
         await bench.runner.shell(spec.key, (), 80, 24)
 
 
+async def test_who_waits_for_a_shell_learns_that_it_was_closed_though_its_pipes_are_held_open(bench: Bench) -> None:
+    spec, _ = await serving(bench)
+    terminal = await bench.runner.shell(spec.key, ("sh", "-c", "echo $$; exec sleep 98764"), 0, 0)
+    pid = int(await sees(terminal, b"\n"))
+    with open(f"/proc/{pid}/fd/0", "rb", buffering=0), open(f"/proc/{pid}/fd/1", "wb", buffering=0):
+        reading = asyncio.create_task(terminal.read(1))
+        writing = asyncio.create_task(terminal.write(bytes(10_000_000)))
+        await asyncio.sleep(0)  # both tasks run until they wait
+        await terminal.close()
+        async with asyncio.timeout(20):
+            assert b"" == await reading
+            with pytest.raises(ConnectionError):
+                await writing
+
+
+async def test_a_write_that_waits_learns_that_stdin_was_ended(bench: Bench) -> None:
+    spec, _ = await serving(bench)
+    terminal = await bench.runner.shell(spec.key, ("sleep", "98765"), 0, 0)
+    writing = asyncio.create_task(terminal.write(bytes(10_000_000)))
+    await asyncio.sleep(0)  # it runs until it waits
+    await terminal.write_eof()
+    async with asyncio.timeout(20):
+        with pytest.raises(ConnectionError):
+            await writing
+    await terminal.close()
+
+
 async def test_a_program_that_is_not_there_says_so(bench: Bench) -> None:
     spec, _ = await serving(bench)
     terminal = await bench.runner.shell(spec.key, ("no-such-program",), 0, 0)

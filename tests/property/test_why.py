@@ -110,7 +110,7 @@ def test_the_place_that_is_told_is_the_one_that_is_kept(steps: list[Any]) -> Non
         return
     order = sorted(queued(world), key=world.in_order)
     head = next((job for job in order if job.not_before_ms <= world.now_ms and could_start(state, job, scene, running)), None)
-    with mock.patch.object(kept_now_module, "JOBS_MAX", 1000):
+    with mock.patch.object(kept_now_module, "ASKED_MAX", 1000):
         kept = kept_now(order, scene, OfferKeys())
     expected = {} if head is None else brute_kept(state, head, scene)
     assert expected == ({} if kept is None else kept.nodes)

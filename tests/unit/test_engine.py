@@ -216,6 +216,14 @@ def test_a_new_member_of_an_organisation_may_use_its_nodes() -> None:
     assert {"hers": "node"} == desk.match_all()
 
 
+def test_a_job_with_a_target_runs_there_once_its_buyer_joins_the_nodes_organisation() -> None:
+    alice, node = wallet("alice"), node_offered("theirs", accept=Accept.ORGANISATION, org_id=ORG)
+    desk = Desk(make(identity.OrganisationCreated), node, By(alice, job_submitted("hers", target_node=node.node_id)))
+    assert {} == desk.match_all()
+    desk.happen(make(identity.MemberAdded, wallet=alice, role=OrgRole.MEMBER))
+    assert {"hers": "theirs"} == desk.match_all()
+
+
 def test_a_node_for_its_own_is_the_best_place_for_its_own_when_it_is_cheaper() -> None:
     own = node_offered("own", price=100_000, accept=Accept.OWN, accept_wallets=(BUYER,))
     desk = Desk(node_offered("open", gpus=2, price=200_000), own, By(wallet("alice"), job_submitted("hers")), job_submitted("his"))

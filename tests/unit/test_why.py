@@ -69,7 +69,7 @@ def test_the_funnel_ends_at_the_condition_that_takes_the_last_node_away() -> Non
     ("happening", "cause", "words"),
     [
         (make(market.MatchingPaused), Cause.PAUSED, "paused the market"),
-        (make(market.PolicyChanged, policy=Policy(max_concurrent=1)), Cause.MARKET_FULL, "runs 1 jobs at once"),
+        (make(market.PolicyChanged, policy=Policy(max_concurrent=1)), Cause.MARKET_FULL, "runs 1 job at once"),
     ],
 )
 def test_what_holds_the_whole_market_up_is_told_before_what_nodes_say(happening: Any, cause: Cause, words: str) -> None:
