@@ -64,6 +64,7 @@ class ProcessTerminal:
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[int] = self._loop.create_future()
         self._closing: asyncio.Task[None] | None = None
+        self._waiting: set[asyncio.Future[None]] = set()
         self.on_closed: Callable[[ProcessTerminal], None] | None = None
         self._pidfd = os.pidfd_open(process.pid)
         self._loop.add_reader(self._pidfd, self._note_end)
@@ -98,8 +99,7 @@ class ProcessTerminal:
             with contextlib.suppress(ConnectionError):
                 await self.write(b"\x04")
         elif self._writing >= 0:
-            os.close(self._writing)
-            self._writing = -1
+            self._shut({self._writing})
 
     async def resize(self, columns: int, rows: int) -> None:
         """The window has another size; the programs on it are told by the kernel."""
@@ -125,15 +125,24 @@ class ProcessTerminal:
                     async with asyncio.timeout(HANGUP_S):
                         await self._session_gone()
         finally:
-            for descriptor in {self._reading, self._writing} - {-1}:
-                self._loop.remove_reader(descriptor)
-                self._loop.remove_writer(descriptor)
-                os.close(descriptor)
-            self._reading = self._writing = -1
+            self._shut({self._reading, self._writing} - {-1})
             await asyncio.shield(self._ended)
             self._process.wait()
             if self.on_closed is not None:
                 self.on_closed(self)
+
+    def _shut(self, descriptors: set[int]) -> None:
+        """Close these, and wake who waits: the event loop tells nobody about a descriptor that it watches no more."""
+        for descriptor in descriptors:
+            self._loop.remove_reader(descriptor)
+            self._loop.remove_writer(descriptor)
+            os.close(descriptor)
+        if self._reading in descriptors:
+            self._reading = -1
+        if self._writing in descriptors:
+            self._writing = -1
+        for waiting in self._waiting:
+            _resolve(waiting)
 
     async def _session_gone(self) -> None:
         while signal_session(self._process.pid, 0):
@@ -151,9 +160,11 @@ class ProcessTerminal:
     async def _ready(self, descriptor: int, add: Callable[..., object], remove: Callable[[int], object]) -> None:
         ready: asyncio.Future[None] = self._loop.create_future()
         add(descriptor, _resolve, ready)
+        self._waiting.add(ready)
         try:
             await ready
         finally:
+            self._waiting.discard(ready)
             if descriptor in (self._reading, self._writing):
                 remove(descriptor)
 
