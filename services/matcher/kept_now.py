@@ -7,17 +7,49 @@ from heapq import nsmallest
 
 from projections.job_states import HELD
 from projections.jobs import Job
-from projections.nodes import Node, planned
-from services.matcher.feasibility import Ask, Scene, choose
+from projections.nodes import Node, NodeState, planned
+from services.matcher.feasibility import AS_IF_EMPTY, Ask, Scene, choose, obstacle
 from services.matcher.keeping import KEEP_AMONG, Kept, Option, kept_among, room_from_ms
 from services.matcher.limits import price_cap
 from services.matcher.matches import asks_as_one, gang_of
 from services.matcher.node_index import door_of
 from services.matcher.policies import Rank, rank
-from services.matcher.verdicts import OfferKeys, verdicts
+from services.matcher.verdicts import OF_THE_OFFER, OfferKeys, verdicts
 
-ASKED_MAX = 3
-"""For so many of the first jobs nodes are asked, those aside that ask for more than any node has; if none could run, nothing is known."""
+NODES_MAX = 30_000
+"""So many nodes are asked, kinds of offers aside, in the search for the head; if none was found by then, nothing is known."""
+ALIKE = tuple(condition for condition in AS_IF_EMPTY if condition.name in OF_THE_OFFER)
+EACH = tuple(condition for condition in AS_IF_EMPTY if condition.name not in OF_THE_OFFER)
+
+
+class Kinds:
+    """All nodes by the kind of their offer, so that most jobs that none could run are told by asking one of each kind."""
+
+    def __init__(self, scene: Scene, keys: OfferKeys) -> None:
+        self._scene = scene
+        self._left = NODES_MAX
+        self._nodes: dict[int, list[Node]] = {}
+        for node in scene.market.nodes.values():
+            if node.state is NodeState.OFFERED:
+                self._nodes.setdefault(keys.of(node), []).append(node)
+        self._least = {kind: min(node.price_uusd_per_gpu_hour for node in nodes) for kind, nodes in self._nodes.items()}
+
+    def are_asked_out(self) -> bool:
+        """Whether so many were asked that no more may be."""
+        return self._left <= 0
+
+    def could_run(self, ask: Ask) -> bool:
+        """Whether as many nodes as it needs could run it if nothing else ran."""
+        most, found = ask.max_price_uusd_per_gpu_hour, 0
+        for kind, nodes in self._nodes.items():
+            if (most is not None and self._least[kind] > most) or obstacle(ask, nodes[0], self._scene, ALIKE) is not None:
+                continue
+            for node in nodes:
+                self._left -= 1
+                found += obstacle(ask, node, self._scene, EACH) is None
+                if found == ask.num_nodes or self._left <= 0:
+                    return found == ask.num_nodes
+        return False
 
 
 def kept_now(queued: Iterable[Job], scene: Scene, keys: OfferKeys) -> Kept | None:
@@ -25,21 +57,18 @@ def kept_now(queued: Iterable[Job], scene: Scene, keys: OfferKeys) -> Kept | Non
     not wait, or nothing is kept."""
     if not scene.market.policy.keep_place:
         return None
-    left = ASKED_MAX
+    kinds = Kinds(scene._replace(kept={}), keys)
     for job in queued:
         number = job.submitted.num_nodes
         if job.not_before_ms > scene.now_ms or (number > 1 and not _may_start(job, scene)):
             continue
-        asks = [ask for ask in asks_as_one(scene.market, job) if not keys.is_too_much(ask.requirements)]
-        if not asks:
-            continue
-        if left == 0:
+        asks = [ask for ask in asks_as_one(scene.market, job) if kinds.could_run(ask)]
+        if kinds.are_asked_out():
             return None
-        left -= 1
-        able = [(ask, *_able(ask, scene, keys)) for ask in asks]
-        if any(free >= number for _, _, free in able):
-            return None
-        if any(len(nodes) >= number for _, nodes, _ in able):
+        if asks:
+            able = [(ask, *_able(ask, scene, keys)) for ask in asks]
+            if any(free >= number for _, _, free in able):
+                return None
             return kept_among(job.submitted.job_id, _options(scene, [(ask, nodes) for ask, nodes, _ in able], number), number)
     return None
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Iterable
 from typing import NamedTuple
 
 from events.nodes import NodeOffered
-from events.values import Accept, Requirements
+from events.values import Accept
 from events.why import Nearness
 from projections.nodes import Node
 from services.matcher.feasibility import CONDITIONS, KEPT, Ask, Condition, Scene, is_free
@@ -103,8 +103,6 @@ class OfferKeys:
     def __init__(self) -> None:
         self._keys: dict[int, tuple[NodeOffered, int]] = {}
         self._numbers: dict[Hashable, int] = {}
-        self._most: tuple[int, ...] = (-1, -1, -1, -1)
-        """The most GPUs, VRAM a card, cores and memory of all these offers, each for itself."""
 
     def of(self, node: Node) -> int:
         """A number for what this node offers now, the same for all that offer the like."""
@@ -113,25 +111,13 @@ class OfferKeys:
         if known is None:
             number = self._numbers.setdefault(offer_key(offer, node.wallet), len(self._numbers))
             known = self._keys[id(offer)] = (offer, number)
-            vram_mib = max((card.vram_mib for card in offer.cards), default=0)
-            here = (len(offer.cards), vram_mib, offer.cores, offer.memory_mib)
-            self._most = tuple(map(max, self._most, here))
         return known[1]
-
-    def is_too_much(self, asked: Requirements) -> bool:
-        """Whether no offer of those known is large enough, so that no node need be asked. Right when every node has been asked before."""
-        gpus, vram_mib, cores, memory_mib = self._most
-        if gpus < 0:
-            return False
-        lacks_cards = asked.num_gpus > gpus or (asked.num_gpus > 0 and asked.vram_mib > vram_mib)
-        return lacks_cards or asked.cores > cores or asked.memory_mib > memory_mib
 
     def sweep(self, nodes: int) -> None:
         """Forget offers of long ago when they have become many."""
         if len(self._keys) > 2 * nodes + 1024:
             self._keys.clear()
             self._numbers.clear()
-            self._most = (-1, -1, -1, -1)
 
 
 def verdicts(ask: Ask, scene: Scene, nodes: Iterable[Node], keys: OfferKeys | None = None) -> Verdicts:

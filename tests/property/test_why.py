@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from itertools import pairwise
 from typing import Any
-from unittest import mock
 
 import msgspec
 from builders import START_MS, History
@@ -16,7 +15,6 @@ from projections.arbiter import apply
 from projections.job_states import CLAIMED, HELD, MATCHED, QUEUED
 from projections.jobs import Job
 from projections.market import Market
-from services.matcher import kept_now as kept_now_module
 from services.matcher.changes import Question, advice, as_changed
 from services.matcher.feasibility import CONDITIONS, Scene, ask_of, could_run, obstacle
 from services.matcher.kept_now import kept_now, seen_by
@@ -110,8 +108,7 @@ def test_the_place_that_is_told_is_the_one_that_is_kept(steps: list[Any]) -> Non
         return
     order = sorted(queued(world), key=world.in_order)
     head = next((job for job in order if job.not_before_ms <= world.now_ms and could_start(state, job, scene, running)), None)
-    with mock.patch.object(kept_now_module, "ASKED_MAX", 1000):
-        kept = kept_now(order, scene, OfferKeys())
+    kept = kept_now(order, scene, OfferKeys())
     expected = {} if head is None else brute_kept(state, head, scene)
     assert expected == ({} if kept is None else kept.nodes)
 
