@@ -10,6 +10,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -78,6 +79,7 @@ class NodeInUse(BazaarError):
     what = "An agent for this node runs here already."
 
 
+@cache
 def version() -> str:
     """Of the installed distribution."""
     return metadata.version("gpubazaar")
