@@ -6,17 +6,11 @@ Plain ASGI, around everything else. Puts the headers that keep a browser from ta
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Awaitable, Callable, Collection, MutableMapping
-from typing import Any
+from collections.abc import Collection
 
+from services.api.asgi import App, Message, Receive, Scope, Send
 from services.api.problems import MEDIA_TYPE, ProblemFound, Trouble
 from services.api.trace import trace_of
-
-Message = MutableMapping[str, Any]
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 READ_METHODS = ("GET", "HEAD")
 PATH_CHARACTERS_MAX = 300

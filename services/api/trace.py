@@ -8,12 +8,11 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import structlog
 
-if TYPE_CHECKING:
-    from services.api.guard import App, Message, Receive, Scope, Send
+from services.api.asgi import App, Message, Receive, Scope, Send
 
 HEADER, ANSWER = b"traceparent", b"traceresponse"
 SAMPLED = 0x01

@@ -215,8 +215,9 @@ def _stays(ask: Ask, node: Node, scene: Scene) -> bool:
     return scene.now_ms >= until_ms or (scene.now_ms < from_ms and scene.now_ms + ask.timeout_s * 1000 <= from_ms)
 
 
-def _within_limits(ask: Ask, node: Node, scene: Scene) -> bool:
-    cap = price_cap(
+def highest_price(ask: Ask, scene: Scene) -> int:
+    """The highest price at which limits let it be matched now."""
+    return price_cap(
         scene.market,
         ask.buyer,
         ask.org_id,
@@ -226,7 +227,10 @@ def _within_limits(ask: Ask, node: Node, scene: Scene) -> bool:
         num_nodes=ask.num_nodes,
         now_ms=scene.now_ms,
     )
-    return node.price_uusd_per_gpu_hour <= cap
+
+
+def _within_limits(ask: Ask, node: Node, scene: Scene) -> bool:
+    return node.price_uusd_per_gpu_hour <= highest_price(ask, scene)
 
 
 def _affordable(ask: Ask, node: Node, scene: Scene) -> bool:

@@ -8,9 +8,8 @@ from heapq import nsmallest
 from projections.job_states import HELD
 from projections.jobs import Job
 from projections.nodes import Node, NodeState, planned
-from services.matcher.feasibility import AS_IF_EMPTY, Ask, Scene, choose, obstacle
+from services.matcher.feasibility import AS_IF_EMPTY, Ask, Scene, choose, highest_price, obstacle
 from services.matcher.keeping import KEEP_AMONG, Kept, Option, kept_among, room_from_ms
-from services.matcher.limits import price_cap
 from services.matcher.matches import asks_as_one, gang_of
 from services.matcher.node_index import door_of
 from services.matcher.policies import Rank, rank
@@ -84,17 +83,7 @@ def _may_start(job: Job, scene: Scene) -> bool:
 
 def _able(ask: Ask, scene: Scene, keys: OfferKeys) -> tuple[list[Node], int]:
     """The nodes that could run it, and how many of them could at once."""
-    nodes = scene.market.nodes
-    cap = price_cap(
-        scene.market,
-        ask.buyer,
-        ask.org_id,
-        num_gpus=ask.requirements.num_gpus,
-        timeout_s=ask.timeout_s,
-        left_uusd=ask.left_uusd,
-        num_nodes=ask.num_nodes,
-        now_ms=scene.now_ms,
-    )
+    nodes, cap = scene.market.nodes, highest_price(ask, scene)
     found = verdicts(ask, scene._replace(kept={}), nodes.values(), keys)
     whole, free = len(found.asked), next(at for at, condition in enumerate(found.asked) if condition.name == "free")
     able = [node_id for node_id, at in found.first.items() if at >= free and nodes[node_id].price_uusd_per_gpu_hour <= cap]
