@@ -21,8 +21,8 @@ from seller_agent.node.agent import Agent
 __all__ = ["a_market", "some_nodes", "world"]  # the fixtures
 
 BUSY = "import time\nuntil = time.time() + 5\nwhile time.time() < until: pass\n"
-BURNS = "import time\nwhile time.process_time() < 1.6: pass\n"
-"""Takes as long as it takes on a machine that others use, too."""
+BURNS = "import time\nuntil = time.monotonic() + 4\nwhile time.process_time() < 1.6 or time.monotonic() < until: pass\n"
+"""Takes as long as it takes on a machine that others use, too, and long enough to be looked at several times."""
 IDLE = ("python", "-c", "import time; time.sleep(600)")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import http.client
 import json
@@ -199,7 +200,7 @@ class ApiProcess:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self, *, ready: bool = True) -> ApiProcess:
-        listening = socket.create_server((self.bind, self.port), backlog=512)
+        listening = await self._listening()
         if self.send_buffer_bytes is not None:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self.send_buffer_bytes)
         self.port = listening.getsockname()[1]
@@ -220,6 +221,17 @@ class ApiProcess:
             assert time.monotonic() < deadline, got
             await asyncio.sleep(0.02)
         return self
+
+    async def _listening(self) -> socket.socket:
+        """At the port that it had before; somebody's outgoing connection may have that for a moment."""
+        deadline = time.monotonic() + READY_S
+        while True:
+            try:
+                return socket.create_server((self.bind, self.port), backlog=512)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(0.05)
 
     async def ended(self) -> None:
         """Return when it ends by itself; raises what it raised."""
