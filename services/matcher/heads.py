@@ -146,6 +146,8 @@ class Heads:
     def choose(self, job_id: JobId, scene: Scene) -> Kept:
         """Where to keep a place for the head, which fits no node now."""
         self._is_stale, self._may_be_free = False, True
+        if len(self._room_from_ms) >= KNOWN_NODES_MAX:  # never in the middle: a change of any node that is looked at below must be heard
+            self._room_from_ms.clear()
         job = self._market.jobs[job_id]
         gang, price = gang_of(self._market, job), job.max_price_uusd_per_gpu_hour
         most = gang.price_uusd if gang is not None else ANY_PRICE if price is None else price
@@ -193,8 +195,6 @@ class Heads:
         return known[1]
 
     def _room_from(self, node_id: NodeId, shape: Shape) -> int | None:
-        if len(self._room_from_ms) >= KNOWN_NODES_MAX:
-            self._room_from_ms.clear()
         known = self._room_from_ms.setdefault(node_id, {})
         if shape.key.asked not in known:
             self._tally.touched += 1

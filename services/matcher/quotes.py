@@ -22,10 +22,10 @@ from projections.jobs import Job
 from projections.market import Market
 from projections.nodes import Allocation, Node, NodeState, free_cards
 from services.matcher.changes import Question, smallest_change
-from services.matcher.feasibility import CONDITIONS, Ask, Scene, choose, is_free, obstacle, usd
+from services.matcher.feasibility import CONDITIONS, Ask, Scene, choose, highest_price, is_free, obstacle, usd
 from services.matcher.kept_now import seen_by
 from services.matcher.limit_words import told_of
-from services.matcher.limits import UNLIMITED_UUSD, price_cap
+from services.matcher.limits import UNLIMITED_UUSD
 from services.matcher.policies import order_key, row_of
 from services.matcher.shortfalls import shortfall
 from services.matcher.verdicts import LIMIT, OfferKeys, Verdicts, verdicts
@@ -182,18 +182,7 @@ def _target(ask: Ask, scene: Scene) -> str:
 
 def limit_of(ask: Ask, scene: Scene) -> int:
     """The highest price that the limits of its wallet and its organisation leave it."""
-    if not scene.market.limits:
-        return UNLIMITED_UUSD
-    return price_cap(
-        scene.market,
-        ask.buyer,
-        ask.org_id,
-        num_gpus=ask.requirements.num_gpus,
-        timeout_s=ask.timeout_s,
-        left_uusd=ask.left_uusd,
-        num_nodes=ask.num_nodes,
-        now_ms=scene.now_ms,
-    )
+    return highest_price(ask, scene) if scene.market.limits else UNLIMITED_UUSD
 
 
 def _change(request: QuoteRequest, ask: Ask, scene: Scene, found: Verdicts, keys: OfferKeys) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from random import Random
 from typing import Any
+from unittest import mock
 
 from builders import OPERATOR, By, job_submitted, make, node_offered
 from desk import Desk
@@ -14,6 +15,7 @@ from property.test_engine import WORLDS, brute_kept, could_start, placed
 from events import jobs, market
 from events.market import Policy
 from projections.job_states import MATCHED, QUEUED
+from services.matcher import heads
 from services.matcher.feasibility import Scene
 from services.matcher.policies import order_key
 
@@ -87,6 +89,21 @@ def test_without_the_rule_small_jobs_pass_a_large_one_for_ever() -> None:
     """What the test above would find: a job for two cards that waits as long as jobs for one card come."""
     assert started_after(20, keep_place=False) is None
     assert started_after(20, keep_place=True) is not None
+
+
+def test_a_kept_place_moves_to_a_node_that_has_room_sooner_now_however_few_are_remembered() -> None:
+    with mock.patch.object(heads, "KNOWN_NODES_MAX", 2):
+        prices = {"cheap": 100_000, "middle": 200_000, "dear": 300_000}
+        offers = {name: node_offered(name, gpus=2, price=price) for name, price in prices.items()}
+        desk = Desk(*offers.values())
+        for name, timeout_s in (("cheap", 1800), ("cheap", 7200), ("middle", 3600), ("middle", 3600), ("dear", 9000), ("dear", 9000)):
+            desk.happen(job_submitted(f"{name}{desk.market.last_seq}", timeout_s=timeout_s, target_node=offers[name].node_id))
+        running = list(desk.match_all())
+        end(desk, running[2])
+        desk.happen(job_submitted("large", num_gpus=2), job_submitted("small", timeout_s=10_800))
+        assert {} == desk.match_all(), "middle is kept"
+        end(desk, running[1])
+        assert {"small": "middle"} == desk.match_all(), "cheap is kept now"
 
 
 def started_after(rounds: int, keep_place: bool) -> int | None:
